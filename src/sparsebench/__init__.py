@@ -1,0 +1,56 @@
+"""Make PyTorch networks sparse while they train, and measure honestly what that costs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparsebench.accounting import report
+    from sparsebench.errors import SparsebenchError
+    from sparsebench.sparsifiers.masked.engine import MaskedSparsifier
+    from sparsebench.sparsifiers.methods import (
+        freeze_masks,
+        l0_regularization,
+        magnitude_pruning,
+        random_pruning,
+        variational_dropout,
+    )
+    from sparsebench.sparsifiers.sparsifier import EvaluationPoint, Sparsifier
+
+__all__ = [
+    "EvaluationPoint",
+    "MaskedSparsifier",
+    "SparsebenchError",
+    "Sparsifier",
+    "freeze_masks",
+    "l0_regularization",
+    "magnitude_pruning",
+    "random_pruning",
+    "report",
+    "variational_dropout",
+]
+
+# Imported when first asked for: results are read, and the command line answers, without loading torch.
+_HOMES = {
+    "EvaluationPoint": "sparsebench.sparsifiers.sparsifier",
+    "MaskedSparsifier": "sparsebench.sparsifiers.masked.engine",
+    "Sparsifier": "sparsebench.sparsifiers.sparsifier",
+    "SparsebenchError": "sparsebench.errors",
+    "freeze_masks": "sparsebench.sparsifiers.methods",
+    "l0_regularization": "sparsebench.sparsifiers.methods",
+    "magnitude_pruning": "sparsebench.sparsifiers.methods",
+    "random_pruning": "sparsebench.sparsifiers.methods",
+    "report": "sparsebench.accounting",
+    "variational_dropout": "sparsebench.sparsifiers.methods",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sparsebench' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,256 @@
+"""The value of a method at a sparsity: one rule, used by every figure and table.
+
+The value of a method at sparsity s is that of its best point with sparsity at least s, chosen on the validation split,
+reported on the test split, over seeds. A point is a configuration (all settings but the seed) and, where the method
+has one, a threshold.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparsebench.analysis.statistics import Estimate, estimate, mean
+from sparsebench.analysis.study_data import StudyData, load_study
+from sparsebench.errors import SparsebenchError
+
+__all__ = [
+    "DENSE",
+    "TOLERANCE",
+    "BestValues",
+    "Frontiers",
+    "Point",
+    "best_point",
+    "best_values",
+    "candidates",
+    "find_frontiers",
+    "find_points",
+]
+
+DENSE = "dense"
+
+TOLERANCE = 0.0005
+"""How far the mean sparsity of a point may stay below the sparsity asked for.
+
+Masks hold whole weights: rounding their number in every tensor leaves a network asked for 90 % at, say, 89.98 %, and that network
+is what was asked for.
+"""
+
+_ROUNDING = 1e-12  # 0.8995 counts as within 0.0005 of 0.9 although binary fractions say it is a hair less
+
+
+@dataclass(frozen=True)
+class Point:
+    """One configuration at one threshold, over all its seeds.
+
+    Args:
+        method: The method's name.
+        configuration: The id of the settings without the seed.
+        target_sparsity: The sparsity that was asked for, None where the method finds its own.
+        threshold: The log-alpha threshold, None where there is none.
+        seeds: The seeds that have both splits, ascending.
+        sparsity: Measured sparsity, the mean over seeds.
+        validation: The primary metric on the validation split, the mean over seeds: what points are chosen by.
+        test: The primary metric on the test split over seeds: what is reported.
+        config: The settings of one of its runs.
+    """
+
+    method: str
+    configuration: str
+    target_sparsity: float | None
+    threshold: float | None
+    seeds: tuple[int, ...]
+    sparsity: float
+    validation: float
+    test: Estimate
+    config: Mapping[str, Any] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Frontiers:
+    """The chosen points of a study.
+
+    Args:
+        sparsities: The sparsities asked about, ascending.
+        chosen: For every method but dense, in order of their names, one point per sparsity; None where no point is
+            sparse enough.
+        dense: The best configuration without sparsity, None where none was trained.
+        points: All points, the dense ones included.
+        incomplete: How many evaluations were left out because they lack the validation or the test split.
+    """
+
+    sparsities: tuple[float, ...]
+    chosen: Mapping[str, tuple[Point | None, ...]]
+    dense: Point | None
+    points: tuple[Point, ...]
+    incomplete: int
+
+
+@dataclass(frozen=True)
+class BestValues:
+    """The table of best values as plain data.
+
+    `rows[method][i]` belongs to `sparsities[i]`; it is None where nothing was sparse enough.
+    """
+
+    metric: str
+    sparsities: tuple[float, ...]
+    rows: dict[str, tuple[Estimate | None, ...]]
+    dense: Estimate | None
+
+
+_Key = tuple[str, str, float | None, float | None]
+
+
+def find_points(data: StudyData) -> tuple[tuple[Point, ...], int]:
+    """Average the evaluations of a study over seeds.
+
+    Args:
+        data: The study.
+
+    Returns:
+        The points in a fixed order, and the number of evaluations that lack the validation or the test split and were
+        left out.
+
+    Raises:
+        SparsebenchError: Two runs have the same settings and the same seed, so that one would pass for a replicate of
+            the other.
+    """
+    table = data.results
+    table = table[table["primary_metric"] & table["split"].isin(["validation", "test"])]
+    configs: dict[str, Mapping[str, Any]] = {}
+    values: dict[_Key, dict[int, dict[str, tuple[float, float]]]] = defaultdict(lambda: defaultdict(dict))
+    columns = (
+        "method",
+        "configuration",
+        "target_sparsity",
+        "threshold",
+        "seed",
+        "split",
+        "sparsity",
+        "value",
+        "config",
+        "run_id",
+    )
+    for method, configuration, target, threshold, seed, split, sparsity, value, config, run_id in zip(
+        *(table[column] for column in columns), strict=True
+    ):
+        if configuration not in configs:
+            configs[configuration] = json.loads(config)
+        splits = values[(method, configuration, _known(target), _known(threshold))][int(seed)]
+        if split in splits:
+            raise SparsebenchError(
+                f"{data.directory} holds two evaluations of the same {method} settings, seed {seed} and split "
+                f"(run {run_id}): remove the copy, it is no replicate"
+            )
+        splits[split] = (float(sparsity), float(value))
+    points = []
+    incomplete = 0
+    for key in sorted(values, key=_sort_key):
+        complete = {seed: splits for seed, splits in sorted(values[key].items()) if len(splits) == 2}
+        incomplete += len(values[key]) - len(complete)
+        if complete:
+            points.append(
+                Point(
+                    *key,
+                    seeds=tuple(complete),
+                    sparsity=mean(splits["test"][0] for splits in complete.values()),
+                    validation=mean(splits["validation"][1] for splits in complete.values()),
+                    test=estimate(splits["test"][1] for splits in complete.values()),
+                    config=configs[key[1]],
+                )
+            )
+    return tuple(points), incomplete
+
+
+def candidates(points: Iterable[Point], sparsity: float) -> list[Point]:
+    """The points that are sparse enough: those whose mean sparsity over seeds is at least `sparsity` - `TOLERANCE`."""
+    return [point for point in points if point.sparsity - sparsity >= -(TOLERANCE + _ROUNDING)]
+
+
+def best_point(points: Iterable[Point], sparsity: float = 0.0) -> Point | None:
+    """Choose the best point at or above a sparsity, looking at the validation split only.
+
+    Args:
+        points: The points of one method.
+        sparsity: The sparsity asked about.
+
+    Returns:
+        The sparse enough point with the highest validation mean; of equal ones the sparser, then the one whose
+        configuration id comes first, then the one of the lower threshold. None where no point is sparse enough.
+    """
+    return min(
+        candidates(points, sparsity),
+        key=lambda point: (-point.validation, -point.sparsity, _sort_key(_key(point))),
+        default=None,
+    )
+
+
+def find_frontiers(data: StudyData) -> Frontiers:
+    """Choose the best point of every method at every sparsity that the study asks about.
+
+    Args:
+        data: The study.
+
+    Raises:
+        SparsebenchError: Two runs have the same settings and the same seed.
+    """
+    points, incomplete = find_points(data)
+    sparsities = tuple(sorted(set(data.note.sparsities)))
+    by_method: dict[str, list[Point]] = {method: [] for method in sorted(set(data.results["method"]))}
+    for point in points:
+        by_method[point.method].append(point)
+    dense = best_point(by_method.pop(DENSE, []))
+    chosen = {method: tuple(best_point(own, sparsity) for sparsity in sparsities) for method, own in by_method.items()}
+    return Frontiers(sparsities, chosen, dense, points, incomplete)
+
+
+def best_values(directory: Path) -> BestValues:
+    """The table of best values of a results folder.
+
+    Args:
+        directory: A folder written by `sparsebench study run` or `sparsebench train`.
+
+    Returns:
+        The mean of the primary metric on the test split, the half-width of its interval and the number of seeds, for
+        every method at every sparsity asked about, and for the dense baseline.
+
+    Raises:
+        SparsebenchError: The folder holds no finished run, or its runs cannot be compared.
+    """
+    data = load_study(directory)
+    frontiers = find_frontiers(data)
+    return BestValues(
+        metric=data.metric,
+        sparsities=frontiers.sparsities,
+        rows={method: tuple(_test(point) for point in row) for method, row in frontiers.chosen.items()},
+        dense=_test(frontiers.dense),
+    )
+
+
+def _test(point: Point | None) -> Estimate | None:
+    return None if point is None else point.test
+
+
+def _known(value: Any) -> float | None:
+    number = float(value) if value is not None else None
+    return None if number is None or number != number else number  # pandas shows a missing number as NaN
+
+
+def _key(point: Point) -> _Key:
+    return (point.method, point.configuration, point.target_sparsity, point.threshold)
+
+
+def _sort_key(key: _Key) -> tuple[str, str, float, float]:
+    method, configuration, target, threshold = key
+    below_all = float("-inf")
+    return (
+        method,
+        configuration,
+        below_all if target is None else target,
+        below_all if threshold is None else threshold,
+    )

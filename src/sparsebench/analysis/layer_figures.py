@@ -1,0 +1,149 @@
+"""Where in the network the zeros are: the sparsity of every layer in the chosen points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from sparsebench.analysis import sparsity_axis
+from sparsebench.analysis.figures import as_plotly_text, base_layout
+from sparsebench.analysis.frontiers import Frontiers, Point
+from sparsebench.analysis.palette import styles
+from sparsebench.analysis.wording import count, measured
+
+__all__ = ["LayerSparsity", "layer_figures", "layer_sparsities"]
+
+_LONGEST_LABEL = 34  # letters of a layer's name that a phone has room for
+_LABEL_HEIGHT = 22  # pixels of a row's label
+_MARK_HEIGHT = 10  # pixels that each method takes in a row
+
+
+@dataclass(frozen=True)
+class LayerSparsity:
+    """One layer of a point: its name, its number of weights and its mean sparsity over the point's seeds."""
+
+    layer: str
+    weights: int
+    sparsity: float
+
+
+def layer_sparsities(layers: pd.DataFrame, point: Point) -> tuple[LayerSparsity, ...]:
+    """The layers of a point, in the order of the network.
+
+    Args:
+        layers: The table `layers`.
+        point: The point.
+
+    Returns:
+        Its layers; empty where the runs left no layer table.
+    """
+    own = layers[(layers["configuration"] == point.configuration) & (layers["method"] == point.method)]
+    own = own[own["seed"].isin(point.seeds)]
+    for column, wanted in (("threshold", point.threshold), ("target_sparsity", point.target_sparsity)):
+        own = own[own[column].isna() if wanted is None else own[column] == wanted]
+    means = own.groupby(["position", "layer"], sort=True).agg(weights=("weights", "first"), sparsity=("sparsity", "mean"))
+    return tuple(
+        LayerSparsity(str(layer), int(weights), float(sparsity))
+        for (_, layer), weights, sparsity in zip(means.index, means["weights"], means["sparsity"], strict=True)
+    )
+
+
+def layer_figures(frontiers: Frontiers, layers: pd.DataFrame) -> dict[float, go.Figure]:
+    """One figure for each sparsity asked about: a row per layer, in it a marker per method.
+
+    Args:
+        frontiers: The chosen points.
+        layers: The table `layers`.
+
+    Returns:
+        The figures by sparsity, all with the same horizontal axis; sparsities at which no chosen point has a layer table are left
+        out.
+    """
+    found: dict[float, dict[str, tuple[LayerSparsity, ...]]] = {}
+    for index, sparsity in enumerate(frontiers.sparsities):
+        for method, chosen in frontiers.chosen.items():
+            point = chosen[index]
+            own = layer_sparsities(layers, point) if point is not None else ()
+            if own:
+                found.setdefault(sparsity, {})[method] = own
+    places = [
+        sparsity_axis.position(value)
+        for sparsity, methods in found.items()
+        for value in (sparsity, *(layer.sparsity for own in methods.values() for layer in own))
+    ]
+    end = max(places, default=0.0) + 0.12
+    return {sparsity: _figure(methods, frontiers, sparsity, end) for sparsity, methods in found.items()}
+
+
+def _figure(found: Mapping[str, tuple[LayerSparsity, ...]], frontiers: Frontiers, sparsity: float, end: float) -> go.Figure:
+    look = styles(frontiers.chosen)
+    # Methods prune the same network, but one that leaves a layer out must not shift the others' rows.
+    weights = {layer.layer: layer.weights for own in found.values() for layer in own}
+    rows = {layer: row for row, layer in enumerate(weights)}
+    row_height = _LABEL_HEIGHT + _MARK_HEIGHT * (len(found) + 0.5)
+    figure = go.Figure()
+    for place, (method, own) in enumerate(found.items()):
+        shift = (_LABEL_HEIGHT + _MARK_HEIGHT * (place + 0.5)) / row_height - 0.5
+        figure.add_trace(
+            go.Scatter(
+                x=[sparsity_axis.position(layer.sparsity) for layer in own],
+                y=[rows[layer.layer] + shift for layer in own],
+                text=[
+                    f"<b>{as_plotly_text(method)}</b><br>{as_plotly_text(layer.layer)}<br>"
+                    f"{count(layer.weights, 'weight')}, sparsity {measured(layer.sparsity)}"
+                    for layer in own
+                ],
+                hovertemplate="%{text}<extra></extra>",
+                mode="markers",
+                name=as_plotly_text(method),
+                marker={"color": look[method].colour, "symbol": look[method].symbol, "size": 9},
+            )
+        )
+    figure.update_layout(
+        **base_layout(height=round(130 + row_height * len(rows))),
+        xaxis={
+            "title": {"text": "sparsity of the layer", "standoff": 8},
+            "range": [-0.08, end],
+            **sparsity_axis.ticks([]),
+            "tickangle": 0,
+            "zeroline": False,
+        },
+        yaxis={"range": [len(rows) - 0.5, -0.5], "showticklabels": False, "zeroline": False, "showgrid": False},
+        shapes=[_stripe(row) for row in rows.values() if row % 2 == 0],
+        # Names stand above their marks, not beside them: on a phone they would leave no room for the figure.
+        annotations=[_row_label(row, layer, weights[layer]) for layer, row in rows.items()],
+    )
+    figure.update_layout(margin={"l": 10})
+    figure.add_vline(x=sparsity_axis.position(sparsity), line={"color": "#808080", "width": 1.5, "dash": "dash"}, layer="below")
+    return figure
+
+
+def _row_label(row: int, layer: str, weights: int) -> dict[str, object]:
+    short = layer if len(layer) <= _LONGEST_LABEL else f"{layer[: _LONGEST_LABEL // 2 - 1]}…{layer[-_LONGEST_LABEL // 2 :]}"
+    return {
+        "text": f"{as_plotly_text(short)} · {count(weights, 'weight')}",
+        "xref": "paper",
+        "x": 0,
+        "xanchor": "left",
+        "y": row - 0.5,
+        "yanchor": "top",
+        "showarrow": False,
+        "font": {"size": 12},
+    }
+
+
+def _stripe(row: int) -> dict[str, object]:
+    return {
+        "type": "rect",
+        "xref": "paper",
+        "x0": 0,
+        "x1": 1,
+        "y0": row - 0.5,
+        "y1": row + 0.5,
+        "line": {"width": 0},
+        "fillcolor": "rgba(128,128,128,0.10)",
+        "layer": "below",
+    }

@@ -1,0 +1,117 @@
+"""What a study cannot say, in plain sentences: the page prints them where a reader would otherwise see too much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sparsebench.analysis.frontiers import DENSE, Frontiers
+from sparsebench.analysis.study_data import StudyData
+from sparsebench.analysis.wording import asked, count, listing, spread
+
+__all__ = ["remarks", "summary"]
+
+
+def summary(data: StudyData, frontiers: Frontiers) -> str:
+    """What was compared, in one sentence."""
+    runs = data.results.drop_duplicates("run_id")
+    seeds = runs.groupby(["method", "configuration"])["seed"].nunique()
+    methods = list(frontiers.chosen)
+    compared = (
+        f"{count(len(methods), 'method')} of making a network sparse ({listing(methods)})" if methods else "no sparse method"
+    )
+    baseline = " beside the dense network" if frontiers.dense is not None else ""
+    steps = list(runs["steps"])
+    return (
+        f"This page compares {compared}{baseline} on {data.note.workload}: {count(len(runs), 'finished run')} of "
+        f"{spread(steps)} training {'step' if max(steps) == 1 else 'steps'} each, "
+        f"{count(len(seeds), 'configuration')} with {spread(list(seeds))} {'seed' if max(seeds) == 1 else 'seeds'} each."
+    )
+
+
+def remarks(data: StudyData, frontiers: Frontiers) -> list[str]:
+    """The sentences that apply to a study, the gravest first."""
+    return [
+        *_progress(data),
+        *_sources(data, frontiers),
+        *_comparison(data, frontiers),
+        *_spread(frontiers),
+        *_budget(data),
+    ]
+
+
+def _progress(data: StudyData) -> Iterator[str]:
+    finished = int(data.results["run_id"].nunique())
+    failed = len(data.failures)
+    planned = data.note.planned_runs
+    if planned is not None and finished < planned:
+        yield (
+            f"The study is not complete: {finished:,} of {count(planned, 'planned run')} finished, {failed:,} failed, "
+            f"{max(planned - finished - failed, 0):,} still missing."
+        )
+    elif planned is not None and finished > planned:
+        yield f"The folder holds {count(finished, 'finished run')}, more than the {planned:,} this study planned."
+    elif failed or data.unfinished:
+        yield f"{count(failed, 'run')} failed and {data.unfinished:,} did not finish; the values come from the others."
+
+
+def _sources(data: StudyData, frontiers: Frontiers) -> Iterator[str]:
+    if not data.has_study_file:
+        yield (
+            "This folder has no study.json: its runs were started one by one. What they were meant to compare is "
+            "unknown, and the sparsities shown are those that some run was asked for."
+        )
+    if frontiers.incomplete:
+        yield (
+            f"{count(frontiers.incomplete, 'evaluation was', 'evaluations were')} left out because the validation "
+            "or the test split is missing."
+        )
+
+
+def _comparison(data: StudyData, frontiers: Frontiers) -> Iterator[str]:
+    if frontiers.dense is None:
+        yield "No dense network was trained here, so the page cannot say what sparsity costs, only how methods differ."
+    if not frontiers.chosen:
+        yield "Only dense networks were trained here: there is no sparse method to judge."
+    elif len(frontiers.chosen) == 1:
+        yield f"{next(iter(frontiers.chosen))} is the only sparse method here: there is nothing to compare it with."
+    if not frontiers.sparsities:
+        yield "No sparsity was asked about, so there is no table of best values; the figure shows every point."
+    elif len(frontiers.sparsities) == 1 and frontiers.chosen:
+        only = asked(frontiers.sparsities[0])
+        yield f"Only one sparsity ({only}) was asked about: how the methods behave at others is unknown."
+    expected = {*data.note.methods, *(failure.method for failure in data.failures)} - {""}
+    missing = sorted(expected - set(data.results["method"]))
+    if missing:
+        yield f"No run of {listing(missing)} finished, so nothing can be said about {'it' if len(missing) == 1 else 'them'}."
+    for method, chosen in frontiers.chosen.items():
+        if frontiers.sparsities and not any(chosen):
+            best = max((point.sparsity for point in frontiers.points if point.method == method), default=None)
+            reached = "" if best is None else f" (its sparsest point has {100 * best:.2f} %)"
+            yield f"{method} has no point that is sparse enough for any sparsity asked about{reached}."
+
+
+def _spread(frontiers: Frontiers) -> Iterator[str]:
+    shown = [point for chosen in frontiers.chosen.values() for point in chosen if point is not None]
+    if frontiers.dense is not None:
+        shown.append(frontiers.dense)
+    single = sum(point.test.n == 1 for point in shown)
+    if shown and single == len(shown):
+        yield "Every value rests on one seed: there are no intervals, and differences may be chance."
+    elif single:
+        yield f"{single} of the {len(shown)} values shown rest on one seed and have no interval."
+    if any(point.test.n == 2 for point in shown):
+        yield "An interval from two seeds is very wide by nature: 12.7 standard errors to either side."
+
+
+def _budget(data: StudyData) -> Iterator[str]:
+    runs = data.results.drop_duplicates("run_id")
+    if runs["steps"].nunique() > 1:
+        steps = spread(list(runs["steps"]))
+        yield f"Runs were trained for different numbers of steps ({steps}): longer training may explain differences."
+    tried = runs[runs["method"] != DENSE].groupby("method")["configuration"].nunique()
+    untuned = [str(method) for method, number in tried.items() if number == 1]
+    if untuned:
+        yield f"{listing(untuned)}: one configuration only, so nothing was tuned."
+    if tried.nunique() > 1:
+        budgets = ", ".join(f"{method} {number:,}" for method, number in tried.items())
+        yield f"Methods did not try the same number of configurations ({budgets}); more tries find better values."

@@ -1,0 +1,153 @@
+"""All that the analysis reads of a results folder, in one value."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.records.run_folder import RunFolder
+from sparsebench.records.schema import Fraction
+from sparsebench.records.table import open_tables, run_folders
+
+__all__ = ["Failure", "MethodNote", "StudyData", "StudyNote", "load_study"]
+
+
+class MethodNote(BaseModel):
+    """What a study file says about one method: a line that explains it, and the paper it comes from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    summary: str = ""
+    paper: str = ""
+
+
+class StudyNote(BaseModel):
+    """What `study.json` says. Fields that a later study runner adds are passed over.
+
+    `command` and `planned_runs` are None where nobody wrote them down, which is so for a folder of single runs.
+    """
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    name: str
+    workload: str
+    description: str = ""
+    note: str = ""
+    command: str | None = None
+    planned_runs: int | None = Field(default=None, ge=0)
+    sparsities: tuple[Fraction, ...] = ()
+    methods: dict[str, MethodNote] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that failed: its folder's name, what it was (empty where its configuration cannot be read), and why."""
+
+    run_id: str
+    method: str
+    config: dict[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """A results folder as the analysis sees it.
+
+    Args:
+        directory: The folder.
+        note: What the study says about itself; made up from the table where there is no `study.json`.
+        has_study_file: Whether there is one.
+        metric: The primary metric, higher is better.
+        results: The table `results`.
+        layers: The table `layers`.
+        failures: The runs that failed.
+        unfinished: How many runs were begun and neither finished nor failed.
+    """
+
+    directory: Path
+    note: StudyNote
+    has_study_file: bool
+    metric: str
+    results: pd.DataFrame
+    layers: pd.DataFrame
+    failures: tuple[Failure, ...]
+    unfinished: int
+
+
+def load_study(directory: Path) -> StudyData:
+    """Read a results folder.
+
+    Args:
+        directory: A folder written by `sparsebench study run` or `sparsebench train`.
+
+    Raises:
+        SparsebenchError: The folder holds no finished run, mixes workloads or metrics, or a file in it cannot be read.
+    """
+    tables = open_tables(directory)
+    results = pd.read_parquet(tables.results)
+    layers = pd.read_parquet(tables.layers)
+    workload = _only(results["workload"], directory, "workload")
+    metric = _only(results.loc[results["primary_metric"], "metric"], directory, "primary metric")
+    written = _read_note(directory / "study.json")
+    folders = run_folders(directory)
+    return StudyData(
+        directory=directory,
+        note=written or _note_from_table(directory, workload, results),
+        has_study_file=written is not None,
+        metric=metric,
+        results=results,
+        layers=layers,
+        failures=tuple(_failure(folder) for folder in folders if folder.status() == "failed"),
+        unfinished=sum(folder.status() == "started" for folder in folders),
+    )
+
+
+def _only(column: pd.Series[Any], directory: Path, what: str) -> str:
+    values = sorted(str(value) for value in column.unique())
+    if not values:
+        raise SparsebenchError(f"no run in {directory} has a value of its {what}; nothing can be compared")
+    if len(values) > 1:
+        raise SparsebenchError(
+            f"{directory} mixes the {what}s {', '.join(values)}, which cannot be compared: keep one results folder per {what}"
+        )
+    return values[0]
+
+
+def _read_note(path: Path) -> StudyNote | None:
+    try:
+        return StudyNote.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SparsebenchError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "file"
+        raise SparsebenchError(f"{path}: {field}: {first['msg']}; run the study again to write it anew") from error
+
+
+def _note_from_table(directory: Path, workload: str, results: pd.DataFrame) -> StudyNote:
+    targets = {float(target) for target in results["target_sparsity"].dropna().unique()}
+    # A dense run may say that its target is 0; nobody asks for the best network that is at least 0 % sparse.
+    asked = tuple(sorted(target for target in targets if target > 0.0))
+    return StudyNote(name=directory.resolve().name, workload=workload, sparsities=asked)
+
+
+def _failure(folder: RunFolder) -> Failure:
+    try:
+        config = json.loads((folder.path / "config.json").read_bytes())
+    except (OSError, ValueError):
+        config = {}
+    if not isinstance(config, dict):
+        config = {}
+    try:
+        reason = folder.read_failure().strip()
+    except (OSError, ValueError):
+        reason = ""
+    return Failure(folder.path.name, str(config.get("method", "")), config, reason or "no reason was kept")

@@ -1,0 +1,199 @@
+"""The command line: train, study run, report, list, sql."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from sparsebench import terminal
+from sparsebench.errors import SparsebenchError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Make neural networks sparse while they train, and see what that costs.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+study_app = typer.Typer(help="Studies: many runs from one file.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
+
+
+class Listing(str, Enum):
+    """What `sparsebench list` can list."""
+
+    methods = "methods"
+    workloads = "workloads"
+    studies = "studies"
+
+
+Out = Annotated[Path, typer.Option("--out", help="Results folder; made where it is missing.", show_default=True)]
+Directory = Annotated[Path, typer.Argument(help="Results folder, as `sparsebench study run` or `sparsebench train` made it.")]
+
+
+@app.command()
+def train(
+    workload: Annotated[str, typer.Argument(help="What to train; see `sparsebench list workloads`.")],
+    method: Annotated[str, typer.Option(help="How it becomes sparse; see `sparsebench list methods`.")] = "dense",
+    sparsity: Annotated[float | None, typer.Option(help="Fraction of the weights to drop, such as 0.9.")] = None,
+    penalty: Annotated[
+        float | None, typer.Option(help="Weight of the penalty, in multiples of 1/N with N training examples.")
+    ] = None,
+    begin: Annotated[
+        str | None, typer.Option(help='When sparsification begins: a fraction of training (0.2), "300 steps" or "5 epochs".')
+    ] = None,
+    end: Annotated[str | None, typer.Option(help="When it ends; as --begin.")] = None,
+    frequency: Annotated[str | None, typer.Option(help="Time between two updates of the masks; as --begin.")] = None,
+    steps: Annotated[str | None, typer.Option(help='Length of training: a number of steps, or "5 epochs".')] = None,
+    seed: Annotated[int, typer.Option(help="Seed of initial weights, data order and noise.")] = 0,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="Any other argument of the method or setting of the recipe; repeatable."
+        ),
+    ] = None,
+    out: Out = Path("runs/train"),
+    checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.", min=0.0)] = 60.0,
+) -> None:
+    """Train one network and measure it at every evaluation point.
+
+    Example: sparsebench train digits --method magnitude --sparsity 0.9
+
+    The same command again goes on where an interrupted run stopped; a finished run is not trained twice.
+    """
+    from sparsebench.sparsifiers.registry import METHODS
+    from sparsebench.training.config import method_parameters, resolve
+    from sparsebench.training.run import run_folder
+    from sparsebench.training.run import train as train_run
+    from sparsebench.workloads.workload import Recipe
+
+    given: dict[str, Any] = {"sparsity": sparsity, "penalty": penalty, "begin": begin, "end": end, "frequency": frequency}
+    given = {name: value for name, value in given.items() if value is not None}
+    for pair in set_ or []:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise SparsebenchError(f"--set {pair!r}: expected NAME=VALUE, such as --set learning_rate=0.001")
+        given[name.strip()] = _parse_value(text, name)
+    if steps is not None:
+        given["steps"] = _parse_value(steps, "steps")
+    known = method_parameters(METHODS.get(method))
+    settings = {name: value for name, value in given.items() if name in Recipe.model_fields and name not in known}
+    parameters = {name: value for name, value in given.items() if name not in settings}
+    config = resolve(workload, method, parameters, settings, seed)
+    folder = run_folder(out, config)
+    with terminal.training_progress(config) as observe:
+        record = train_run(config, folder, checkpoint_seconds=checkpoint_seconds, observe=observe)
+    terminal.print_record(record, folder)
+
+
+@study_app.command("run")
+def study_run(
+    study: Annotated[str, typer.Argument(help="Path of a study file, or a name from `sparsebench list studies`.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Results folder; runs/NAME where left out.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Runs at a time, one thread each; one for each core where left out.", min=1)
+    ] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed earlier.")] = False,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between the checkpoints of a run.", min=0.0)] = 60.0,
+) -> None:
+    """Run all that a study has not run yet, in parallel.
+
+    Example: sparsebench study run quickstart --out runs/quickstart
+
+    Stop it whenever you like: the same command goes on, and runs nothing that is done.
+    """
+    from sparsebench.studies.run_study import run_study
+    from sparsebench.studies.study_file import read_study
+
+    chosen = read_study(study)
+    directory = out if out is not None else Path("runs") / chosen.name
+    with terminal.study_progress(chosen.name) as progress:
+        summary = run_study(
+            chosen,
+            directory,
+            workers=workers or len(os.sched_getaffinity(0)),
+            retry_failed=retry_failed,
+            checkpoint_seconds=checkpoint_seconds,
+            begin=progress.begin,
+            done=progress.done,
+        )
+    terminal.print_summary(summary, directory)
+    if summary.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    directory: Directory,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The page to write; report.html in the folder where left out.")
+    ] = None,
+) -> None:
+    """Write the page about a results folder, and print the value of every method at every sparsity.
+
+    Example: sparsebench report runs/quickstart
+    """
+    from sparsebench.analysis.frontiers import best_values
+    from sparsebench.analysis.page import write_page
+
+    page = write_page(directory, out)
+    terminal.print_best_values(best_values(directory))
+    terminal.say(f"report: {page}")
+
+
+@app.command("list")
+def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
+    """Print what exists, a line each."""
+    if what is Listing.methods:
+        from sparsebench.sparsifiers.registry import METHODS
+
+        rows = [(method.name, method.summary) for method in METHODS]
+    elif what is Listing.workloads:
+        from sparsebench.workloads.registry import WORKLOADS
+
+        rows = [(workload.name, workload.summary) for workload in WORKLOADS]
+    else:
+        from sparsebench.studies.study_file import shipped_studies
+
+        rows = [(study.name, study.description) for study in shipped_studies().values()]
+    terminal.print_list(rows)
+
+
+@app.command()
+def sql(
+    directory: Directory,
+    statement: Annotated[str, typer.Argument(help="One query in DuckDB's dialect over the tables `results` and `layers`.")],
+) -> None:
+    """Query the table over all runs.
+
+    Example: sparsebench sql runs/quickstart "select method, max(value) from results where split = 'test' group by all"
+    """
+    from sparsebench.records.query import query
+
+    terminal.print_frame(query(directory, statement))
+
+
+def main() -> None:
+    """Run the command line: a user's mistake gives one line and exit status 2, an interruption 130."""
+    try:
+        app()
+    except SparsebenchError as error:
+        terminal.say_error(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        terminal.say_error("interrupted; the same command goes on from the last checkpoint")
+        sys.exit(130)
+
+
+def _parse_value(text: str, name: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SparsebenchError(f"{name}={text!r}: cannot be read as a value") from error

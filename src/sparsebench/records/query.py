@@ -1,0 +1,41 @@
+"""SQL over the tables of a results folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pandas as pd
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.records.table import open_tables
+
+__all__ = ["query"]
+
+
+def query(directory: Path, sql: str) -> pd.DataFrame:
+    """Answer a SQL query (DuckDB's dialect) over the tables `results` and `layers` of a results folder.
+
+    Args:
+        directory: A folder written by `sparsebench study run` or `sparsebench train`.
+        sql: One query, such as `select method, max(value) from results where split = 'test' group by method`.
+
+    Returns:
+        The answer as a DataFrame.
+
+    Raises:
+        SparsebenchError: The folder holds no results, or the query is wrong; the message is DuckDB's first line.
+    """
+    tables = open_tables(directory)
+    with duckdb.connect() as connection:
+        for name, path in (("results", tables.results), ("layers", tables.layers)):
+            connection.read_parquet(str(path)).create_view(name)
+        try:
+            relation = connection.sql(sql)
+            if relation is None:
+                raise SparsebenchError("the query returns no rows: write a select, such as: select * from results limit 5")
+            frame: pd.DataFrame = relation.df()
+            return frame
+        except duckdb.Error as error:
+            message = str(error).strip().splitlines()[0]
+            raise SparsebenchError(f"the query failed: {message}") from error

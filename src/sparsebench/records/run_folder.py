@@ -1,0 +1,138 @@
+"""The folder of one run: what is in it, whether the run is done, and the lock that claims it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.records.atomic import atomic_file, make_directory
+from sparsebench.records.schema import RunRecord, canonical_json
+
+__all__ = ["RunFolder", "Status"]
+
+Status = Literal["new", "started", "failed", "finished"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run, all written whole or not at all, `result.json` last.
+
+    Args:
+        path: The folder; it is created by `create`.
+    """
+
+    path: Path
+
+    @property
+    def result_path(self) -> Path:
+        """The record; the run is finished if and only if this file exists."""
+        return self.path / "result.json"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where an unfinished run goes on from."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def model_path(self) -> Path:
+        """The final network's weights, exact zeros included."""
+        return self.path / "model.safetensors"
+
+    @property
+    def curve_path(self) -> Path:
+        """The training curve: one JSON object a line."""
+        return self.path / "curve.jsonl"
+
+    @property
+    def failure_path(self) -> Path:
+        """One line and the traceback of a run that failed."""
+        return self.path / "failure.txt"
+
+    def status(self) -> Status:
+        """Tell how far the run has come.
+
+        Returns:
+            "finished", "failed", "started" (it has a folder but no result), or "new".
+        """
+        if self.result_path.exists():
+            return "finished"
+        if self.failure_path.exists():
+            return "failed"
+        return "started" if self.path.exists() else "new"
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Make the folder and write the configuration into it.
+
+        Raises:
+            SparsebenchError: The folder cannot be written, or it holds a run of another configuration.
+        """
+        make_directory(self.path)
+        file = self.path / "config.json"
+        text = canonical_json(config)
+        if file.exists():
+            if file.read_text(encoding="utf-8") != text:
+                raise SparsebenchError(f"{file} holds another configuration; choose another folder with --out")
+            return
+        with atomic_file(file) as stream:
+            stream.write(text.encode())
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[bool]:
+        """Hold the run for this process; the operating system lets go of it however the process ends.
+
+        Yields:
+            True where the run is ours, False where another process holds it.
+        """
+        make_directory(self.path.parent)
+        # Beside the folder, not in it: a run folder that exists says that the run was begun.
+        lock = FileLock(str(self.path) + ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def write_result(self, record: RunRecord) -> None:
+        """Make the run finished: write its record, then drop what only an unfinished run needs."""
+        with atomic_file(self.result_path) as stream:
+            stream.write(json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False).encode())
+        self.checkpoint_path.unlink(missing_ok=True)
+        self.failure_path.unlink(missing_ok=True)
+
+    def read_result(self) -> RunRecord:
+        """Read the record of a finished run.
+
+        Raises:
+            SparsebenchError: There is none, or it is not a record.
+        """
+        try:
+            return RunRecord.model_validate_json(self.result_path.read_bytes())
+        except OSError as error:
+            raise SparsebenchError(f"cannot read {self.result_path}: {error.strerror or error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"]) or "file"
+            raise SparsebenchError(
+                f"{self.result_path} is not a run record: {field}: {first['msg']}; delete the file to run it again"
+            ) from error
+
+    def write_failure(self, line: str, traceback: str) -> None:
+        """Keep why the run failed; it stays failed until somebody asks for it again."""
+        with atomic_file(self.failure_path) as stream:
+            stream.write(f"{line}\n\n{traceback}".encode())
+
+    def read_failure(self) -> str:
+        """The line that says why the run failed."""
+        return self.failure_path.read_text(encoding="utf-8").partition("\n")[0]

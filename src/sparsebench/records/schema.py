@@ -1,0 +1,86 @@
+"""The record of a run: what `result.json` holds, checked when it is read and when it is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["LayerRecord", "PointRecord", "RunRecord", "canonical_json", "short_hash"]
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LayerRecord(_Record):
+    """How sparse one weight tensor is at one evaluation point."""
+
+    layer: str
+    shape: tuple[int, ...]
+    weights: int = Field(ge=0)
+    zeros: int = Field(ge=0)
+
+
+class PointRecord(_Record):
+    """One evaluation point of a run: a network of a given sparsity, and its metrics on every split.
+
+    `sparsity` is the fraction of exact zeros among the sparsifiable weights of the network; `target_sparsity` what the method
+    was asked for (None where the method finds its own); `threshold` the log-alpha threshold (None where there is none).
+    `metrics` maps a split to metric names and values; percentages are in per cent.
+    """
+
+    target_sparsity: Fraction | None
+    threshold: float | None
+    sparsity: Fraction
+    metrics: dict[Literal["validation", "test"], dict[str, float]]
+    layers: tuple[LayerRecord, ...]
+
+
+class RunRecord(_Record):
+    """All that a finished run tells. Its existence in a run folder is what makes the run finished.
+
+    `metric` names the primary metric, by which points are chosen; it is always one where higher is better. `seconds` is
+    training time, evaluation and data loading left out. `peak_memory_bytes` is how far the resident memory of the process rose
+    above what it held when the run began (None where the system does not tell). `weights_sha256` is a hash over names, shapes and
+    bits of the final weights, so that two runs can be compared to the last bit.
+    """
+
+    format: Literal[1] = 1
+    run_id: str
+    source: str = "sparsebench"
+    config: dict[str, Any]
+    workload: str
+    method: str
+    seed: int
+    metric: str
+    steps: int = Field(ge=1)
+    seconds: float = Field(ge=0.0)
+    peak_memory_bytes: int | None
+    weights_sha256: str
+    environment: dict[str, str]
+    points: tuple[PointRecord, ...] = Field(min_length=1)
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: keys sorted, no spaces, no NaN.
+
+    Example:
+        >>> canonical_json({"b": 1, "a": 0.5})
+        '{"a":0.5,"b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def short_hash(value: Any) -> str:
+    """Sixteen hexadecimal digits of the SHA-256 of a value's canonical JSON: the id of a configuration.
+
+    Example:
+        >>> short_hash({"a": 1})
+        '015abd7f5cc57a2d'
+    """
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]

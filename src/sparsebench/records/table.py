@@ -1,0 +1,190 @@
+"""The tables over all runs of a folder, kept as Parquet and made again when a run was added, changed or removed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.records.atomic import atomic_file
+from sparsebench.records.run_folder import RunFolder
+from sparsebench.records.schema import RunRecord, canonical_json, short_hash
+
+__all__ = ["LAYERS_SCHEMA", "RESULTS_SCHEMA", "Tables", "open_tables", "run_folders"]
+
+RESULTS_SCHEMA = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("study", pa.string()),
+        ("source", pa.string()),
+        ("workload", pa.string()),
+        ("method", pa.string()),
+        ("configuration", pa.string()),  # hash of the configuration without its seed: equal for replicates
+        ("seed", pa.int64()),
+        ("target_sparsity", pa.float64()),
+        ("sparsity", pa.float64()),
+        ("threshold", pa.float64()),
+        ("split", pa.string()),
+        ("metric", pa.string()),
+        ("primary_metric", pa.bool_()),
+        ("value", pa.float64()),
+        ("steps", pa.int64()),
+        ("seconds", pa.float64()),
+        ("peak_memory_bytes", pa.int64()),
+        ("config", pa.string()),
+    ]
+)
+LAYERS_SCHEMA = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("method", pa.string()),
+        ("configuration", pa.string()),
+        ("seed", pa.int64()),
+        ("target_sparsity", pa.float64()),
+        ("threshold", pa.float64()),
+        ("position", pa.int64()),  # order of the layer in the network
+        ("layer", pa.string()),
+        ("shape", pa.string()),
+        ("weights", pa.int64()),
+        ("zeros", pa.int64()),
+        ("sparsity", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Where the tables of a results folder lie: `results` (a row per evaluation, split and metric) and `layers`."""
+
+    results: Path
+    layers: Path
+
+
+def run_folders(directory: Path) -> list[RunFolder]:
+    """The run folders of a results folder, in order of their ids.
+
+    Raises:
+        SparsebenchError: `directory` holds no runs.
+    """
+    if not directory.is_dir():
+        raise SparsebenchError(f"no such results folder: {directory}")
+    runs = directory / "runs"
+    if not runs.is_dir():
+        raise SparsebenchError(f"{directory} holds no runs: expected a folder {runs}; `sparsebench study run` makes one")
+    return [RunFolder(path) for path in sorted(runs.iterdir()) if path.is_dir()]
+
+
+def open_tables(directory: Path) -> Tables:
+    """Bring the Parquet tables of a results folder up to date and tell where they are.
+
+    The tables are a copy of what the `result.json` files say, and are made again whenever those changed.
+
+    Args:
+        directory: A folder written by `sparsebench study run` or `sparsebench train`.
+
+    Raises:
+        SparsebenchError: The folder holds no finished run, or a record in it cannot be read.
+    """
+    finished = [folder for folder in run_folders(directory) if folder.status() == "finished"]
+    if not finished:
+        raise SparsebenchError(f"{directory} holds no finished run yet")
+    study = _study_name(directory)
+    fingerprint = _fingerprint(finished, study)
+    tables = Tables(directory / "results.parquet", directory / "layers.parquet")
+    if _stored_fingerprint(tables.results) == fingerprint == _stored_fingerprint(tables.layers):
+        return tables
+    records = [folder.read_result() for folder in finished]
+    _write(tables.results, RESULTS_SCHEMA, (row for record in records for row in _result_rows(record, study)), fingerprint)
+    _write(tables.layers, LAYERS_SCHEMA, (row for record in records for row in _layer_rows(record)), fingerprint)
+    return tables
+
+
+def _study_name(directory: Path) -> str | None:
+    try:
+        name = json.loads((directory / "study.json").read_bytes())["name"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SparsebenchError(f"{directory / 'study.json'} cannot be read: {error}; run the study again") from error
+    return str(name)
+
+
+def _fingerprint(finished: Iterable[RunFolder], study: str | None) -> bytes:
+    digest = hashlib.sha256(f"1 {study}\n".encode())
+    for folder in finished:
+        status = folder.result_path.stat()
+        digest.update(f"{folder.path.name} {status.st_mtime_ns} {status.st_size}\n".encode())
+    return digest.hexdigest().encode()
+
+
+def _stored_fingerprint(path: Path) -> bytes | None:
+    try:
+        metadata: dict[bytes, bytes] = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException):
+        return None
+    return metadata.get(b"sparsebench.fingerprint")
+
+
+def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]], fingerprint: bytes) -> None:
+    table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata({b"sparsebench.fingerprint": fingerprint}))
+    with atomic_file(path) as stream:
+        pq.write_table(table, stream, compression="zstd")
+
+
+def _configuration(record: RunRecord) -> str:
+    return short_hash({key: value for key, value in record.config.items() if key != "seed"})
+
+
+def _result_rows(record: RunRecord, study: str | None) -> Iterator[dict[str, Any]]:
+    shared = {
+        "run_id": record.run_id,
+        "study": study,
+        "source": record.source,
+        "workload": record.workload,
+        "method": record.method,
+        "configuration": _configuration(record),
+        "seed": record.seed,
+        "steps": record.steps,
+        "seconds": record.seconds,
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "config": canonical_json(record.config),
+    }
+    for point in record.points:
+        for split, metrics in point.metrics.items():
+            for metric, value in metrics.items():
+                yield shared | {
+                    "target_sparsity": point.target_sparsity,
+                    "sparsity": point.sparsity,
+                    "threshold": point.threshold,
+                    "split": split,
+                    "metric": metric,
+                    "primary_metric": metric == record.metric,
+                    "value": value,
+                }
+
+
+def _layer_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
+    configuration = _configuration(record)
+    for point in record.points:
+        for position, layer in enumerate(point.layers):
+            yield {
+                "run_id": record.run_id,
+                "method": record.method,
+                "configuration": configuration,
+                "seed": record.seed,
+                "target_sparsity": point.target_sparsity,
+                "threshold": point.threshold,
+                "position": position,
+                "layer": layer.layer,
+                "shape": "x".join(str(size) for size in layer.shape),
+                "weights": layer.weights,
+                "zeros": layer.zeros,
+                "sparsity": layer.zeros / layer.weights if layer.weights else 0.0,
+            }

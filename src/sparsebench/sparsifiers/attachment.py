@@ -1,0 +1,109 @@
+"""The tie between a sparsifier and an optimizer: hooks before and after every step, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from sparsebench.errors import SparsebenchError
+
+__all__ = ["Attachment", "refuse_wrapped"]
+
+Closure: TypeAlias = Callable[[], Any]
+
+
+class Attachment:
+    """Hooks on one optimizer.
+
+    Args:
+        optimizer: A torch optimizer, or a wrapper that holds one as `optimizer` (as Accelerate's does).
+        needed: Parameters that the optimizer must hold, by name.
+        before: Called before each step, after the gradients were computed, and again after each evaluation of a closure.
+        after: Called after each step.
+        restore: Called before each evaluation of a closure that the optimizer makes inside its step.
+
+    Raises:
+        SparsebenchError: Not an optimizer, or a needed parameter is missing from it.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        needed: Mapping[str, nn.Parameter],
+        before: Callable[[], None],
+        after: Callable[[], None],
+        restore: Callable[[], None],
+    ) -> None:
+        self.optimizer = _unwrap(optimizer)
+        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        missing = [name for name, parameter in needed.items() if id(parameter) not in held]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise SparsebenchError(
+                f"the optimizer does not hold {missing[0]!r}{more}: make it after prepare(), from model.parameters() or "
+                "parameter_groups(), or leave the layer out with layers="
+            )
+        self._before, self._after, self._restore = before, after, restore
+        self._handles: list[RemovableHandle] = [
+            self.optimizer.register_step_pre_hook(self._pre_hook),
+            self.optimizer.register_step_post_hook(self._post_hook),
+        ]
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _pre_hook(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._before()
+        # A closure evaluates the network inside the step (LBFGS does so many times): what it reads and the gradients that it
+        # leaves must be masked too. A hook after the step alone would come too late.
+        if callable(kwargs.get("closure")):
+            return args, kwargs | {"closure": self._wrapped(kwargs["closure"])}
+        if any(self._is_closure(value) for value in args):
+            return tuple(self._wrapped(value) if self._is_closure(value) else value for value in args), kwargs
+        return None
+
+    def _post_hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._after()
+
+    @staticmethod
+    def _is_closure(value: object) -> bool:
+        # The optimizer itself is among the positional arguments.
+        return callable(value) and not isinstance(value, torch.optim.Optimizer)
+
+    def _wrapped(self, closure: Closure) -> Closure:
+        def masked() -> Any:
+            self._restore()
+            loss = closure()
+            self._before()
+            return loss
+
+        return masked
+
+
+def _unwrap(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    inner = getattr(optimizer, "optimizer", None)
+    while isinstance(inner, torch.optim.Optimizer):
+        optimizer, inner = inner, getattr(inner, "optimizer", None)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise SparsebenchError(f"attach() expects a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    return optimizer
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Refuse a model that was wrapped for many devices before `prepare`.
+
+    Raises:
+        SparsebenchError: The model, or a part of it, is wrapped by DistributedDataParallel or FSDP.
+    """
+    for name, module in model.named_modules():
+        if type(module).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel") or hasattr(module, "unshard"):
+            where = f"{name!r}" if name else "the model"
+            raise SparsebenchError(f"{where} is wrapped already ({type(module).__name__}): call prepare() before wrapping")

@@ -1,0 +1,362 @@
+"""The masked engine: keeps dropped weights at exactly zero, and chooses anew which they are when the schedule says so."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
+from sparsebench.sparsifiers.masked.allocation import Allocation, Group
+from sparsebench.sparsifiers.masked.masks import pack, top_scores, unpack
+from sparsebench.sparsifiers.masked.optimizer_state import clean_optimizer_state
+from sparsebench.sparsifiers.masked.schedules import Schedule
+from sparsebench.sparsifiers.masked.scores import LayerState, Score
+from sparsebench.sparsifiers.masked.structures import Element, Structure
+from sparsebench.sparsifiers.saved_state import check_saved_state, describe
+from sparsebench.sparsifiers.selection import SelectedWeight, select_weights
+from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
+
+__all__ = ["MaskedSparsifier", "Policy"]
+
+Policy = Literal["gone", "returning"]
+
+
+class MaskedSparsifier:
+    """A Sparsifier composed of a score, an allocation, a structure, a schedule and a policy.
+
+    Parameters of the model stay ordinary parameters; nothing is added to its forward pass. Dropped weights are zero after
+    `prepare` and after every step, and inside closures; they get no gradient.
+
+    Args:
+        score: Which weights are worth keeping: a function from a LayerState to a tensor of scores, higher is kept.
+        allocation: How much of the sparsity each layer bears.
+        schedule: When masks are made anew, and how sparse they are by then.
+        policy: "gone": a dropped weight never comes back. "returning": a dropped weight's value is kept aside and competes again
+        at
+            the next update (Zhu and Gupta 2017); what returns has its old value and no optimizer state.
+        structure: The units that are kept or dropped together.
+        layers: Which layers; see `Sparsifier.prepare`.
+        seed: Seed of scores that draw random numbers.
+
+    Raises:
+        SparsebenchError: An unknown policy.
+
+    Example:
+        >>> from sparsebench.sparsifiers.masked import allocation, schedules, scores
+        >>> model = nn.Linear(10, 10)
+        >>> sparsifier = MaskedSparsifier(scores.magnitude, allocation.Uniform(0.9), schedules.one_shot())
+        >>> sparsifier.prepare(model)
+        >>> int((model.weight != 0).sum())
+        10
+    """
+
+    def __init__(
+        self,
+        score: Score,
+        allocation: Allocation,
+        schedule: Schedule,
+        policy: Policy = "gone",
+        structure: Structure | None = None,
+        layers: LayerChoice = None,
+        seed: int = 0,
+    ) -> None:
+        if policy not in get_args(Policy):
+            raise SparsebenchError(f"policy={policy!r}: expected 'gone' or 'returning'")
+        self._score = score
+        self._allocation = allocation
+        self._schedule = schedule
+        self._policy = policy
+        self._structure: Structure = structure or Element()
+        self._layers = layers
+        self._seed = seed
+        self._step = 0
+        self._model: nn.Module | None = None
+        self._selected: list[SelectedWeight] = []
+        self._groups: list[Group] = []
+        # In the weights' own dtype and memory format: multiplying by a bool mask is two to ten times slower.
+        self._masks: list[torch.Tensor] = []
+        self._aside: list[torch.Tensor] | None = None
+        self._attachment: Attachment | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of an optimizer has no hooks, so a copy of its sparsifier is attached to nothing.
+        return self.__dict__ | {"_attachment": None}
+
+    @property
+    def step(self) -> int:
+        """Completed optimizer steps since `prepare`."""
+        return self._step
+
+    @property
+    def target_sparsity(self) -> float:
+        """The sparsity that the schedule ends at."""
+        return self._allocation.sparsity
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction in [0, 1] of the chosen weights that the masks drop now."""
+        self._prepared()
+        kept = sum(int(mask.count_nonzero()) for mask in self._masks)
+        return 1.0 - kept / sum(mask.numel() for mask in self._masks)
+
+    @torch.no_grad()
+    def prepare(self, model: nn.Module) -> None:
+        """Pick the layers of `model` and begin with full masks, or with the schedule's first where it updates at step 0.
+
+        Raises:
+            SparsebenchError: A pattern matches no layer, nothing can be made sparse, or the model is wrapped already.
+        """
+        refuse_wrapped(model)
+        self._selected = select_weights(model, self._layers)
+        self._groups = self._allocation.groups(self._shapes())
+        self._model = model
+        self._step = 0
+        self._masks = [torch.ones_like(weight) for weight in self._weights()]
+        self._aside = None
+        if self._schedule.updates_at(0):
+            self._update()
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Follow the steps of `optimizer`; an earlier optimizer is let go of.
+
+        Raises:
+            SparsebenchError: A chosen weight is not in the optimizer.
+        """
+        self._prepared()
+        needed = {selected.name: selected.parameter for selected in self._selected}
+        attachment = Attachment(optimizer, needed, self.mask_gradients, self._after_step, self._mask_weights)
+        if self._attachment is not None:
+            self._attachment.detach()
+        self._attachment = attachment
+        clean_optimizer_state(attachment.optimizer, list(needed.values()), self._masks)
+
+    def parameter_groups(self, lr: float, auxiliary_lr_scale: float = 1.0) -> list[dict[str, Any]]:
+        """One group with all trainable parameters: masked methods have none of their own."""
+        return [{"params": [p for p in self._prepared().parameters() if p.requires_grad], "lr": lr}]
+
+    def penalty(self) -> torch.Tensor:
+        """Zero: pruning adds nothing to the loss."""
+        self._prepared()
+        return torch.zeros((), device=self._masks[0].device)
+
+    def points(self) -> Iterator[EvaluationPoint]:
+        """One point: the network as it is.
+
+        Raises:
+            SparsebenchError: A dropped weight is not zero, or a weight is not finite.
+        """
+        self._check_zeros()
+        yield EvaluationPoint(self.sparsity, None, contextlib.nullcontext)
+
+    def masks(self) -> dict[str, torch.Tensor]:
+        """Copies of the masks, bool, by parameter name, True where a weight is kept."""
+        self._prepared()
+        return {selected.name: mask.bool() for selected, mask in zip(self._selected, self._masks, strict=True)}
+
+    @torch.no_grad()
+    def apply_masks(self, other: nn.Module) -> None:
+        """Zero in another model of the same parameter names what is dropped here.
+
+        Raises:
+            SparsebenchError: `other` lacks a parameter, or its shape differs.
+        """
+        parameters = dict(other.named_parameters())
+        for name, mask in self.masks().items():
+            if name not in parameters or parameters[name].shape != mask.shape:
+                raise SparsebenchError(f"apply_masks: the other model has no parameter {name!r} of shape {tuple(mask.shape)}")
+            parameters[name].mul_(mask.to(parameters[name]))
+
+    @torch.no_grad()
+    def mask_gradients(self) -> None:
+        """Zero the gradients of dropped weights; done before every step, and useful earlier where norms are clipped."""
+        dense: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for weight, mask in zip(self._weights(), self._masks, strict=True):
+            if weight.grad is None:
+                continue
+            if weight.grad.is_sparse:
+                gradient = weight.grad.coalesce()
+                values = gradient.values() * mask[gradient.indices()[0]]
+                weight.grad = torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape, is_coalesced=True)
+            else:
+                dense.append((weight.grad, mask))
+        if dense:
+            torch._foreach_mul_([gradient for gradient, _ in dense], [mask for _, mask in dense])
+
+    @torch.no_grad()
+    def finalize(self) -> nn.Module:
+        """Let go of the optimizer and turn every zero into +0.0; the model is an ordinary sparse network from here on.
+
+        Raises:
+            SparsebenchError: A dropped weight is not zero, or a weight is not finite.
+        """
+        self._check_zeros()
+        if self._attachment is not None:
+            self._attachment.detach()
+            self._attachment = None
+        for weight in self._weights():
+            weight.add_(0.0)
+        return self._prepared()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step, masks (a bit for each weight), values kept aside, and a description of method, model and schedule.
+
+        Random scores are drawn from generators made of the seed, the step and the layer's name, so there is no generator state.
+
+        Raises:
+            SparsebenchError: A dropped weight is not zero, or a weight is not finite.
+        """
+        self._check_zeros()
+        names = [selected.name for selected in self._selected]
+        aside: dict[str, torch.Tensor] = {}
+        if self._aside is not None:
+            aside = {n: a[m == 0].cpu() for n, a, m in zip(names, self._aside, self._masks, strict=True)}
+        return {
+            "description": self._description(),
+            "step": self._step,
+            "masks": {name: pack(mask != 0) for name, mask in zip(names, self._masks, strict=True)},
+            "aside": aside,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a saved state, and zero what it says is dropped.
+
+        Raises:
+            SparsebenchError: The state belongs to another model, method or schedule, or is damaged.
+        """
+        self._prepared()
+        check_saved_state(state, self._description())
+        masks, asides = [], []
+        for selected, weight in zip(self._selected, self._weights(), strict=True):
+            bits, aside = state["masks"].get(selected.name), state["aside"].get(selected.name)
+            if bits is None or bits.dtype != torch.uint8 or bits.numel() != math.ceil(weight.numel() / 8):
+                raise SparsebenchError(f"the saved state is damaged: no mask of {weight.numel()} bits for {selected.name!r}")
+            mask = unpack(bits, weight.shape).to(weight.device)
+            masks.append(torch.ones_like(weight).mul_(mask))
+            if aside is not None:
+                if aside.numel() != mask.numel() - int(mask.sum()):
+                    raise SparsebenchError(f"the saved state is damaged: wrong number of values aside for {selected.name!r}")
+                kept_aside = torch.zeros_like(weight)
+                kept_aside[~mask] = aside.to(weight)
+                asides.append(kept_aside)
+        self._masks, self._aside, self._step = masks, asides or None, state["step"]
+        self._mask_weights()
+
+    def _after_step(self) -> None:
+        self._step += 1
+        self._mask_weights()
+        if self._schedule.updates_at(self._step):
+            self._update()
+        self._check_finite()
+
+    @torch.no_grad()
+    def _mask_weights(self) -> None:
+        torch._foreach_mul_(self._weights(), self._masks)
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        """Choose masks anew from the weights, the dropped ones brought back to compete where the policy says so."""
+        weights = self._weights()
+        if self._aside is not None:
+            torch._foreach_add_(weights, self._aside)
+        self._check_finite()
+        dropped_before = self._masks
+        by_name = dict(zip((selected.name for selected in self._selected), range(len(self._selected)), strict=True))
+        chosen: dict[str, torch.Tensor] = {}
+        for group in self._groups:
+            chosen.update(self._choose(group, [by_name[name] for name in group.names]))
+        self._masks = [
+            torch.empty_like(weight).copy_(chosen[selected.name])
+            for selected, weight in zip(self._selected, weights, strict=True)
+        ]
+        if self._attachment is not None:
+            stays = torch._foreach_mul(dropped_before, self._masks)
+            clean_optimizer_state(self._attachment.optimizer, weights, stays)
+        if self._policy == "returning":
+            self._aside = [weight - weight * mask for weight, mask in zip(weights, self._masks, strict=True)]
+        self._mask_weights()
+
+    def _choose(self, group: Group, positions: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Masks for the tensors that share a budget."""
+        weights = self._weights()
+        scores, units, candidates = [], 0, 0
+        for position in positions:
+            selected, weight, mask = self._selected[position], weights[position], self._masks[position].bool()
+            score = self._score(LayerState(selected.name, weight.detach(), mask, weight.grad, self._generator(selected.name)))
+            if score.shape != weight.shape or not score.is_floating_point():
+                raise SparsebenchError(
+                    f"the score of {selected.name!r} is a {score.dtype} tensor of shape {tuple(score.shape)}: expected "
+                    f"floating-point numbers of shape {tuple(weight.shape)}"
+                )
+            if score.numel() and not bool(score.amax() < math.inf):
+                raise SparsebenchError(f"the score of {selected.name!r} is not finite at step {self._step}")
+            if self._policy == "gone":
+                score = score.masked_fill(~mask, -math.inf)
+            scores.append(self._structure.reduce(score))
+            units += self._structure.units(weight.shape)
+            candidates += int(self._structure.reduce(mask).count_nonzero()) if self._policy == "gone" else 0
+        target = self._schedule.sparsity(self._step, group.sparsity)
+        keep = units - math.floor(target * units + 0.5)
+        if self._policy == "gone":
+            keep = min(keep, candidates)
+        kept = top_scores(scores, keep)
+        return {
+            self._selected[position].name: self._structure.expand(mask, weights[position].shape)
+            for position, mask in zip(positions, kept, strict=True)
+        }
+
+    def _generator(self, name: str) -> torch.Generator:
+        """A generator of this seed's, step's and layer's own: the same on every device, process and after every resume."""
+        digest = hashlib.blake2b(f"{self._seed} {self._step} {name}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+    def _weights(self) -> list[torch.Tensor]:
+        return [selected.parameter for selected in self._selected]
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return {selected.name: tuple(selected.parameter.shape) for selected in self._selected}
+
+    def _check_finite(self) -> None:
+        """A sum is not finite if one of its terms is not, and costs one pass without a copy."""
+        totals = [w.detach().sum(dtype=torch.promote_types(w.dtype, torch.float32)) for w in self._weights()]
+        if not bool(torch.stack(totals).isfinite().all()):
+            for selected in self._selected:
+                if not bool(selected.parameter.isfinite().all()):
+                    raise SparsebenchError(
+                        f"{selected.name!r} holds a NaN or an infinity after step {self._step}: the training diverged"
+                    )
+
+    def _check_zeros(self) -> None:
+        self._prepared()
+        self._check_finite()
+        for selected, mask in zip(self._selected, self._masks, strict=True):
+            if bool((selected.parameter.detach()[mask == 0] != 0).any()):
+                raise SparsebenchError(
+                    f"dropped weights of {selected.name!r} are not zero: something else than the attached optimizer changed "
+                    "them (a copied optimizer has no hooks: call attach() on the copy)"
+                )
+
+    def _description(self) -> dict[str, Any]:
+        """Plain values that say which method, model and schedule this is."""
+        return {
+            "method": "masked",
+            "score": f"{self._score.__module__}.{self._score.__qualname__}",
+            "allocation": describe(self._allocation),
+            "structure": describe(self._structure),
+            "schedule": describe(self._schedule),
+            "policy": self._policy,
+            "seed": self._seed,
+            "shapes": {name: list(shape) for name, shape in self._shapes().items()},
+        }
+
+    def _prepared(self) -> nn.Module:
+        if self._model is None:
+            raise SparsebenchError("call prepare(model) first")
+        return self._model

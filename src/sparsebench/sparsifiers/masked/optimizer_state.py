@@ -1,0 +1,51 @@
+"""What an optimizer remembers of weights that were dropped or came back: nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["clean_optimizer_state"]
+
+# State entries that do not begin at zero: where an optimizer keeps them, and the option that they begin at.
+NONZERO_BEGINNINGS: dict[tuple[type[torch.optim.Optimizer], str], str] = {
+    (torch.optim.Rprop, "step_size"): "lr",
+    (torch.optim.Adagrad, "sum"): "initial_accumulator_value",
+}
+
+
+def clean_optimizer_state(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor], keep: Sequence[torch.Tensor]
+) -> None:
+    """Set an optimizer's memory of single weights to what it is before their first step.
+
+    Entries of a weight's state that have its shape are cleaned element by element. State that is shared between weights (the rows
+    and columns of Adafactor) stays. LBFGS, whose memory is one history over all weights, begins its history anew.
+
+    Args:
+        optimizer: Any torch optimizer.
+        parameters: The weights, as in the optimizer.
+        keep: For each weight a tensor of its shape and dtype: 1 where the memory stays, 0 where it is cleaned.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer.state.clear()
+        return
+    options = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for parameter, kept in zip(parameters, keep, strict=True):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim() > 0:
+                _clean(value, kept, _beginning(optimizer, options[id(parameter)], name))
+
+
+def _beginning(optimizer: torch.optim.Optimizer, options: dict[str, Any], name: str) -> float:
+    option = NONZERO_BEGINNINGS.get((type(optimizer), name))
+    return float(options[option]) if option else 0.0
+
+
+def _clean(value: torch.Tensor, kept: torch.Tensor, beginning: float) -> None:
+    if beginning == 0.0:
+        value.mul_(kept)
+    else:
+        value.copy_(torch.where(kept.bool(), value, beginning))

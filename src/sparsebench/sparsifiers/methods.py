@@ -1,0 +1,230 @@
+"""The named methods, each a short composition with its paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from torch import nn
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.dense import DenseBaseline
+from sparsebench.sparsifiers.masked import schedules, scores
+from sparsebench.sparsifiers.masked.allocation import LayerMap, allocation_by_name
+from sparsebench.sparsifiers.masked.engine import MaskedSparsifier, Policy
+from sparsebench.sparsifiers.ramp import Ramp
+from sparsebench.sparsifiers.selection import select_weights
+from sparsebench.sparsifiers.sparsifier import LayerChoice
+from sparsebench.sparsifiers.stochastic.engine import StochasticSparsifier
+from sparsebench.sparsifiers.stochastic.l0 import HardConcrete
+from sparsebench.sparsifiers.stochastic.variational_dropout import Noise, VariationalDropout
+from sparsebench.sparsifiers.units import Penalty, Steps
+
+__all__ = [
+    "dense",
+    "freeze_masks",
+    "l0_regularization",
+    "magnitude_pruning",
+    "random_pruning",
+    "variational_dropout",
+]
+
+Shape = Literal["linear", "cubic"]
+POWERS: Mapping[str, float] = {"linear": 1.0, "cubic": 3.0}
+
+
+def dense() -> DenseBaseline:
+    """No sparsity: the baseline, trained by the same loop."""
+    return DenseBaseline()
+
+
+def magnitude_pruning(
+    *,
+    sparsity: float,
+    begin: Steps,
+    end: Steps,
+    frequency: Steps,
+    allocation: str | Mapping[str, float] = "uniform",
+    policy: Policy = "returning",
+    initial_sparsity: float = 0.0,
+    layers: LayerChoice = None,
+) -> MaskedSparsifier:
+    """Gradual magnitude pruning (Zhu and Gupta 2017, arXiv 1710.01878), as in Gale et al. (2019).
+
+    From step `begin` to step `end` the sparsity rises as `s_f + (s_i - s_f) (1 - p)^3`; every `frequency` steps, and at `end`,
+    the weights of smallest absolute value are dropped. Dropped weights keep their value until the next update and may come back.
+
+    Args:
+        sparsity: Final fraction of the weights that are zero, in [0, 1]; per layer exactly
+            `floor(sparsity * weights + 0.5)` of them.
+        begin: First update, in steps.
+        end: Last update, in steps, at least `begin`.
+        frequency: Steps between updates, at least 1.
+        allocation: "uniform" (every layer alike), "global" (one ranking over all layers), "erdos-renyi-kernel", or a map from
+        layer
+            pattern to sparsity, `sparsity` holding for the rest.
+        policy: "returning" (the paper's) or "gone" (a dropped weight is lost; needs no memory for dropped values).
+        initial_sparsity: Sparsity at `begin`, in [0, 1].
+        layers: Which layers: None for all linear, convolution and tied embedding layers, name patterns, or a predicate.
+
+    Returns:
+        The sparsifier, to be prepared and attached.
+
+    Raises:
+        SparsebenchError: An argument is out of range; the message names it.
+
+    Example:
+        >>> sparsifier = magnitude_pruning(sparsity=0.9, begin=20_000, end=76_000, frequency=2_000)
+        >>> sparsifier.prepare(nn.Linear(100, 10))
+        >>> sparsifier.sparsity
+        0.0
+    """
+    chosen = allocation_by_name(allocation, sparsity)
+    schedule = schedules.polynomial(begin, end, frequency, initial=initial_sparsity)
+    return MaskedSparsifier(scores.magnitude, chosen, schedule, policy, layers=layers)
+
+
+def random_pruning(
+    *,
+    sparsity: float,
+    begin: Steps,
+    end: Steps,
+    frequency: Steps,
+    allocation: str | Mapping[str, float] = "uniform",
+    policy: Policy = "gone",
+    initial_sparsity: float = 0.0,
+    layers: LayerChoice = None,
+    seed: int = 0,
+) -> MaskedSparsifier:
+    """Random pruning, the control of Gale et al. (2019): the schedule of `magnitude_pruning`, weights drawn by lot.
+
+    Args:
+        sparsity: Final fraction of the weights that are zero, in [0, 1].
+        begin: First update, in steps.
+        end: Last update, in steps.
+        frequency: Steps between updates.
+        allocation: As in `magnitude_pruning`.
+        policy: "gone" (cumulative: what was dropped stays dropped), or "returning" (drawn anew at every update).
+        initial_sparsity: Sparsity at `begin`, in [0, 1].
+        layers: As in `magnitude_pruning`.
+        seed: Seed of the draw.
+
+    Example:
+        >>> sparsifier = random_pruning(sparsity=0.5, begin=0, end=0, frequency=1)
+        >>> sparsifier.prepare(nn.Linear(100, 10))
+        >>> sparsifier.sparsity
+        0.5
+    """
+    chosen = allocation_by_name(allocation, sparsity)
+    schedule = schedules.polynomial(begin, end, frequency, initial=initial_sparsity)
+    return MaskedSparsifier(scores.random, chosen, schedule, policy, layers=layers, seed=seed)
+
+
+def freeze_masks(model: nn.Module, layers: LayerChoice = None) -> MaskedSparsifier:
+    """Keep the zeros of an already sparse model through fine-tuning.
+
+    Args:
+        model: A model whose weights hold exact zeros; it is prepared here.
+        layers: Which layers, as in `magnitude_pruning`.
+
+    Returns:
+        A sparsifier that is prepared: make the optimizer and call `attach`.
+
+    Example:
+        >>> model = nn.Linear(4, 1, bias=False)
+        >>> _ = nn.init.zeros_(model.weight[:, :2].detach())
+        >>> freeze_masks(model).masks()["weight"]
+        tensor([[False, False,  True,  True]])
+    """
+    zeros = {}
+    for selected in select_weights(model, layers):
+        weight = selected.parameter
+        zeros[selected.name] = 1.0 - int(weight.count_nonzero()) / max(weight.numel(), 1)
+    # The smallest magnitudes are the zeros: dropping as many as there are of them drops exactly them.
+    allocation = LayerMap(0.0, zeros)
+    sparsifier = MaskedSparsifier(scores.magnitude, allocation, schedules.one_shot(), "gone", layers=layers)
+    sparsifier.prepare(model)
+    return sparsifier
+
+
+def variational_dropout(
+    *,
+    penalty: Penalty,
+    begin: Steps = 0,
+    end: Steps = 0,
+    shape: Shape = "linear",
+    thresholds: Sequence[float] = (3.0,),
+    noise: Noise = "example",
+    initial_log_sigma2: float = -10.0,
+    layers: LayerChoice = None,
+) -> StochasticSparsifier:
+    """Sparse variational dropout (Molchanov et al. 2017, arXiv 1701.05369), with the ramps of Gale et al. (2019).
+
+    Each weight gets a variance of its own; the KL term rewards variances so large that the weight carries nothing. Weights whose
+    log alpha is at or above a threshold are dropped.
+
+    Args:
+        penalty: What multiplies the summed KL term once the ramp is done: 1/N with N training examples is the full bound.
+        begin: Step at which the KL term's weight begins to rise from 0.
+        end: Step at which it reaches `penalty`, at least `begin`.
+        shape: "linear" or "cubic" rise.
+        thresholds: Log-alpha thresholds, one evaluation point each; the first is the one that `masks`, `sparsity` and `finalize`
+            use. 3.0 is Molchanov et al.'s.
+        noise: "example": one draw per example and output unit, shared over the positions of a sequence [batch, ..., features],
+            as in Gale et al.; "position": one per position.
+        initial_log_sigma2: Log variance of every weight at the start.
+        layers: Which layers: None for all linear, convolution and tied embedding layers, name patterns, or a predicate.
+
+    Raises:
+        SparsebenchError: An argument is out of range; the message names it.
+
+    Example:
+        >>> model = nn.Linear(100, 10)
+        >>> sparsifier = variational_dropout(penalty=1 / 60_000, begin=0, end=10_000)
+        >>> sparsifier.prepare(model)
+        >>> [name for name, _ in model.named_parameters()]
+        ['weight', 'bias', 'log_sigma2']
+    """
+    distribution = VariationalDropout(initial_log_sigma2, noise)
+    return StochasticSparsifier(distribution, penalty, _ramp(begin, end, shape), tuple(thresholds), layers)
+
+
+def l0_regularization(
+    *,
+    penalty: Penalty,
+    begin: Steps = 0,
+    end: Steps = 0,
+    shape: Shape = "linear",
+    initial_log_alpha: float = 2.197,
+    layers: LayerChoice = None,
+    seed: int = 0,
+) -> StochasticSparsifier:
+    """L0 regularization by hard-concrete gates (Louizos et al. 2018, arXiv 1712.01312), with the ramps of Gale et al. (2019).
+
+    Args:
+        penalty: What multiplies the expected number of open gates once the ramp is done.
+        begin: Step at which the penalty begins to rise from 0.
+        end: Step at which it reaches `penalty`, at least `begin`.
+        shape: "linear" or "cubic" rise.
+        initial_log_alpha: Mean of the gates' log alpha at the start (standard deviation 0.01): 2.197 is a dropout rate of 0.1.
+        layers: As in `variational_dropout`.
+        seed: Seed of the gates' start.
+
+    Raises:
+        SparsebenchError: An argument is out of range; the message names it.
+
+    Example:
+        >>> model = nn.Linear(100, 10)
+        >>> sparsifier = l0_regularization(penalty=1 / 60_000)
+        >>> sparsifier.prepare(model)
+        >>> [name for name, _ in model.named_parameters()]
+        ['weight', 'bias', 'log_alpha']
+    """
+    distribution = HardConcrete(initial_log_alpha)
+    return StochasticSparsifier(distribution, penalty, _ramp(begin, end, shape), (None,), layers, seed)
+
+
+def _ramp(begin: int, end: int, shape: str) -> Ramp:
+    if shape not in POWERS:
+        raise SparsebenchError(f"shape={shape!r}: expected 'linear' or 'cubic'")
+    return Ramp(begin, end, POWERS[shape])

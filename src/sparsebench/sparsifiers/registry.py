@@ -1,0 +1,95 @@
+"""The methods that studies and the command line know by name."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sparsebench.registry import Registry
+from sparsebench.sparsifiers import methods
+from sparsebench.sparsifiers.sparsifier import Sparsifier
+
+__all__ = ["METHODS", "Method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A named method: how its sparsifier is built, from which arguments.
+
+    Attributes:
+        name: As studies and the command line name it.
+        summary: One line for lists and reports.
+        paper: Its source.
+        build: Makes the sparsifier from keyword arguments with annotated types; arguments annotated `Steps` and `Penalty` are
+            given by studies relative to the training's length and set. An argument `seed` gets the run's seed.
+        defaults: Values, as a study would write them, of arguments that a study leaves out.
+        revision: Raised when the same arguments begin to mean something else, so that old results are not taken for new ones.
+        auxiliary: Whether it learns parameters of its own, which have their own learning rate.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    build: Callable[..., Sparsifier]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    revision: int = 1
+    auxiliary: bool = False
+
+
+_PRUNING = {"begin": 0.2, "end": 0.8, "frequency": 0.02}
+_RAMP = {"begin": 0.0, "end": 0.4}
+_GALE = "Gale, Elsen and Hooker 2019, arXiv:1902.09574"
+
+METHODS: Registry[Method] = Registry(
+    "method",
+    "sparsebench.methods",
+    [
+        Method("dense", "no sparsity: the baseline", _GALE, methods.dense),
+        Method(
+            "random",
+            "gradual random pruning, every layer alike: the control that other methods must beat",
+            _GALE,
+            methods.random_pruning,
+            _PRUNING,
+        ),
+        Method(
+            "magnitude",
+            "gradual magnitude pruning, every layer alike; dropped weights may return",
+            "Zhu and Gupta 2017, arXiv:1710.01878",
+            methods.magnitude_pruning,
+            _PRUNING,
+        ),
+        Method(
+            "magnitude-global",
+            "gradual magnitude pruning, all layers in one ranking",
+            "Zhu and Gupta 2017, arXiv:1710.01878; Han et al. 2015, arXiv:1506.02626",
+            functools.partial(methods.magnitude_pruning, allocation="global"),
+            _PRUNING,
+        ),
+        Method(
+            "magnitude-erk",
+            "gradual magnitude pruning, small layers denser (Erdos-Renyi-kernel)",
+            "Zhu and Gupta 2017, arXiv:1710.01878; Evci et al. 2020, arXiv:1911.11134",
+            functools.partial(methods.magnitude_pruning, allocation="erdos-renyi-kernel"),
+            _PRUNING,
+        ),
+        Method(
+            "variational-dropout",
+            "sparse variational dropout: learns each weight's noise, drops the weights that are only noise",
+            "Molchanov et al. 2017, arXiv:1701.05369",
+            methods.variational_dropout,
+            _RAMP | {"penalty": 1.0},
+            auxiliary=True,
+        ),
+        Method(
+            "l0",
+            "L0 regularization: a learned hard-concrete gate on each weight",
+            "Louizos et al. 2018, arXiv:1712.01312",
+            methods.l0_regularization,
+            _RAMP | {"penalty": 1.0},
+            auxiliary=True,
+        ),
+    ],
+)

@@ -1,0 +1,348 @@
+"""The stochastic engine: converts layers, ramps the penalty, folds a threshold into the weights for evaluation and for good."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
+from sparsebench.sparsifiers.ramp import Ramp
+from sparsebench.sparsifiers.saved_state import check_saved_state, describe
+from sparsebench.sparsifiers.selection import SelectedWeight, select_weights
+from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
+from sparsebench.sparsifiers.stochastic.distribution import Distribution
+from sparsebench.sparsifiers.stochastic.layers import CONVERTIBLE, Activity, convert, restore
+
+__all__ = ["StochasticSparsifier"]
+
+# These read the weights of their parts without calling them: converted parts would be passed over in silence.
+WEIGHT_READERS = (
+    nn.MultiheadAttention,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.Transformer,
+)
+
+BYPASSED = "something reads its weights without calling it, or it is not used; leave it out with layers="
+
+
+class StochasticSparsifier:
+    """A Sparsifier that learns a distribution over each weight and drops the weights that turn out to be noise.
+
+    Sparsity is what the method finds: it is reported, never promised. Evaluated outside `points()`, the network uses the means of
+    all weights (variational dropout) or all weights times their evaluation gates (L0).
+
+    Args:
+        distribution: The distribution over each weight.
+        penalty: What multiplies the summed divergence once the ramp is done, at least 0.
+        ramp: How the penalty rises from 0.
+        thresholds: One evaluation point each; the first is the one that `masks`, `sparsity` and `finalize` use.
+        layers: Which layers; see `Sparsifier.prepare`.
+        seed: Seed of the auxiliary parameters' start.
+
+    Raises:
+        SparsebenchError: A penalty or threshold is out of range.
+    """
+
+    def __init__(
+        self,
+        distribution: Distribution,
+        penalty: float,
+        ramp: Ramp,
+        thresholds: tuple[float | None, ...],
+        layers: LayerChoice = None,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or not 0.0 <= penalty < math.inf:
+            raise SparsebenchError(f"penalty={penalty!r}: expected a finite number of at least 0")
+        if not thresholds or any(t is not None and not math.isfinite(t) for t in thresholds):
+            raise SparsebenchError(f"thresholds={thresholds!r}: expected one or more finite numbers")
+        self._distribution = distribution
+        self._penalty = float(penalty)
+        self._ramp = ramp
+        self._thresholds = thresholds
+        self._layers = layers
+        self._seed = seed
+        self._step = 0
+        self._model: nn.Module | None = None
+        self._selected: list[SelectedWeight] = []
+        self._attachment: Attachment | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of an optimizer has no hooks, so a copy of its sparsifier is attached to nothing.
+        return self.__dict__ | {"_attachment": None}
+
+    @property
+    def step(self) -> int:
+        """Completed optimizer steps since `prepare`."""
+        return self._step
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction in [0, 1] of the chosen weights that would be dropped now, at the first threshold."""
+        return self._sparsity(self.masks())
+
+    def prepare(self, model: nn.Module) -> None:
+        """Convert the chosen layers of `model` and add their auxiliary parameters.
+
+        Raises:
+            SparsebenchError: A pattern matches no layer, nothing can be converted, the model is wrapped already, or a chosen
+            layer is
+                part of one that reads weights without calling layers (`MultiheadAttention`, `nn.Transformer*`).
+        """
+        refuse_wrapped(model)
+        selected = select_weights(model, self._layers, tuple(CONVERTIBLE))
+        self._refuse_weight_readers(model, selected)
+        _refuse_foreign_users(model, selected)
+        for weight in selected:
+            parameter = weight.parameter
+            start = self._distribution.initial(parameter.detach(), self._generator(weight.name))
+            auxiliary = nn.Parameter(start, requires_grad=parameter.requires_grad)
+            for name, layer in weight.layers:
+                convert(name, layer, self._distribution, auxiliary)
+        self._selected, self._model, self._step = selected, model, 0
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Follow the steps of `optimizer`; an earlier optimizer is let go of.
+
+        Raises:
+            SparsebenchError: A chosen weight or its auxiliary parameter is not in the optimizer.
+        """
+        self._prepared()
+        needed = {selected.name: selected.parameter for selected in self._selected}
+        auxiliary = {self._auxiliary_name(selected): self._auxiliary(selected) for selected in self._selected}
+        attachment = Attachment(optimizer, needed | auxiliary, _nothing, self._after_step, _nothing)
+        if self._attachment is not None:
+            self._attachment.detach()
+        self._attachment = attachment
+        identities = {id(parameter) for parameter in auxiliary.values()}
+        if any(
+            g.get("weight_decay") and any(id(p) in identities for p in g["params"]) for g in attachment.optimizer.param_groups
+        ):
+            warnings.warn(
+                f"weight decay pulls {self._distribution.parameter} towards 0, which changes the method: make the optimizer from "
+                "parameter_groups(), which leaves it out",
+                UserWarning,
+                stacklevel=2,
+            )
+
+    def parameter_groups(self, lr: float, auxiliary_lr_scale: float = 1.0) -> list[dict[str, Any]]:
+        """The network's parameters at `lr`; the auxiliary ones at `lr * auxiliary_lr_scale`, without weight decay."""
+        model = self._prepared()
+        auxiliary = [self._auxiliary(selected) for selected in self._selected]
+        identities = {id(parameter) for parameter in auxiliary}
+        own = [p for p in model.parameters() if p.requires_grad and id(p) not in identities]
+        return [
+            {"params": own, "lr": lr},
+            {"params": auxiliary, "lr": lr * auxiliary_lr_scale, "weight_decay": 0.0},
+        ]
+
+    def penalty(self) -> torch.Tensor:
+        """The summed divergence times the penalty's weight at this step, a scalar to add to the loss."""
+        self._prepared()
+        weight = self._penalty * self._ramp.progress(self._step)
+        if weight == 0.0:
+            return torch.zeros((), device=self._selected[0].parameter.device)
+        terms = [self._distribution.divergence(s.parameter, self._auxiliary(s)) for s in self._selected]
+        return weight * torch.stack(terms).sum()
+
+    def points(self) -> Iterator[EvaluationPoint]:
+        """One point for each threshold.
+
+        Raises:
+            SparsebenchError: A weight or an auxiliary parameter is not finite.
+        """
+        self._check_finite()
+        for threshold in self._thresholds:
+            sparsity = self._sparsity(self.masks(threshold))
+            yield EvaluationPoint(sparsity, threshold, self._activation(threshold))
+
+    @torch.no_grad()
+    def masks(self, threshold: float | None = None) -> dict[str, torch.Tensor]:
+        """Bool masks by parameter name at a threshold (the first of the thresholds where None), True where a weight is kept."""
+        self._prepared()
+        at = self._thresholds[0] if threshold is None else threshold
+        return {s.name: self._distribution.kept(s.parameter, self._auxiliary(s), at) for s in self._selected}
+
+    @torch.no_grad()
+    def apply_masks(self, other: nn.Module) -> None:
+        """Zero in another model of the same parameter names what is dropped here, at the first threshold.
+
+        Raises:
+            SparsebenchError: `other` lacks a parameter, or its shape differs.
+        """
+        parameters = dict(other.named_parameters())
+        for name, mask in self.masks().items():
+            if name not in parameters or parameters[name].shape != mask.shape:
+                raise SparsebenchError(f"apply_masks: the other model has no parameter {name!r} of shape {tuple(mask.shape)}")
+            parameters[name].mul_(mask.to(parameters[name]))
+
+    @torch.no_grad()
+    def finalize(self, threshold: float | None = None) -> nn.Module:
+        """Fold a threshold into the weights for good and make the layers ordinary ones again.
+
+        Args:
+            threshold: Log-alpha threshold; the first of the method's where None.
+
+        Raises:
+            SparsebenchError: A weight or an auxiliary parameter is not finite.
+        """
+        model = self._prepared()
+        self._check_finite()
+        self._fold(self._thresholds[0] if threshold is None else threshold)
+        if self._attachment is not None:
+            self._attachment.detach()
+            self._attachment = None
+        for selected in self._selected:
+            for _, layer in selected.layers:
+                restore(layer)
+        self._model = None
+        return model
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step, and a description of method, model and schedule; all else is in the model's own state."""
+        self._check_finite()
+        return {"description": self._description(), "step": self._step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a saved state.
+
+        Raises:
+            SparsebenchError: The state belongs to another model, method or schedule.
+        """
+        self._prepared()
+        check_saved_state(state, self._description())
+        self._step = state["step"]
+
+    def _after_step(self) -> None:
+        self._step += 1
+        idle = [name for name, activity in self._activities() if not activity.trained]
+        if idle:
+            raise SparsebenchError(f"layer {idle[0]!r} did not run in training step {self._step}: {BYPASSED}")
+        for _, activity in self._activities():
+            activity.trained = False
+        self._check_finite()
+
+    def _activation(self, threshold: float | None) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        """What makes the model, for the length of a block, the network of a threshold."""
+
+        @contextlib.contextmanager
+        def active() -> Iterator[None]:
+            if any(activity.folded for _, activity in self._activities()):
+                raise SparsebenchError("another evaluation point is active: leave it first")
+            # Folding in place keeps evaluation free of per-call work, and every reader of the weights sees the sparse ones.
+            kept_aside = [selected.parameter.detach().clone() for selected in self._selected]
+            try:
+                self._fold(threshold)
+                for _, activity in self._activities():
+                    activity.folded, activity.evaluated = True, False
+                yield
+                ran = [activity.evaluated for _, activity in self._activities()]
+                if any(ran) and not all(ran):
+                    idle = next(name for name, activity in self._activities() if not activity.evaluated)
+                    raise SparsebenchError(f"layer {idle!r} did not run in this evaluation: {BYPASSED}")
+            finally:
+                with torch.no_grad():
+                    for selected, values in zip(self._selected, kept_aside, strict=True):
+                        selected.parameter.copy_(values)
+                for _, activity in self._activities():
+                    activity.folded = False
+
+        return active
+
+    @torch.no_grad()
+    def _fold(self, threshold: float | None) -> None:
+        for selected in self._selected:
+            weight, auxiliary = selected.parameter, self._auxiliary(selected)
+            kept = self._distribution.kept(weight, auxiliary, threshold)
+            weight.copy_(self._distribution.mean_weight(weight, auxiliary).masked_fill(~kept, 0.0))
+
+    def _activities(self) -> Iterator[tuple[str, Activity]]:
+        for selected in self._selected:
+            for name, layer in selected.layers:
+                activity = layer.activity
+                assert isinstance(activity, Activity)
+                yield name, activity
+
+    def _auxiliary(self, selected: SelectedWeight) -> nn.Parameter:
+        auxiliary = getattr(selected.layers[0][1], self._distribution.parameter)
+        assert isinstance(auxiliary, nn.Parameter)
+        return auxiliary
+
+    def _auxiliary_name(self, selected: SelectedWeight) -> str:
+        return f"{selected.layers[0][0]}.{self._distribution.parameter}".lstrip(".")
+
+    def _sparsity(self, masks: Mapping[str, torch.Tensor]) -> float:
+        kept = sum(int(mask.count_nonzero()) for mask in masks.values())
+        return 1.0 - kept / sum(mask.numel() for mask in masks.values())
+
+    def _refuse_weight_readers(self, model: nn.Module, selected: list[SelectedWeight]) -> None:
+        chosen = [name for weight in selected for name, _ in weight.layers]
+        for name, module in model.named_modules():
+            if not isinstance(module, WEIGHT_READERS):
+                continue
+            inside = any(layer.startswith(f"{name}." if name else "") for layer in chosen)
+            if inside or (self._layers is None and isinstance(module, nn.MultiheadAttention)):
+                where = repr(name) if name else "the model"
+                raise SparsebenchError(
+                    f"{where} is a {type(module).__name__}, which reads weights without calling its layers, so noisy weights "
+                    "would be passed over: use linear layers with scaled_dot_product_attention, or leave it out with layers="
+                )
+
+    def _generator(self, name: str) -> torch.Generator:
+        digest = hashlib.blake2b(f"{self._seed} {name}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+    @torch.no_grad()
+    def _check_finite(self) -> None:
+        for selected in self._selected:
+            for name, parameter in (
+                (selected.name, selected.parameter),
+                (self._auxiliary_name(selected), self._auxiliary(selected)),
+            ):
+                total = parameter.sum(dtype=torch.promote_types(parameter.dtype, torch.float32))
+                if not bool(total.isfinite()) and not bool(parameter.isfinite().all()):
+                    raise SparsebenchError(f"{name!r} holds a NaN or an infinity after step {self._step}: the training diverged")
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "method": "stochastic",
+            "distribution": describe(self._distribution),
+            "penalty": self._penalty,
+            "ramp": describe(self._ramp),
+            "thresholds": list(self._thresholds),
+            "seed": self._seed,
+            "shapes": {selected.name: list(selected.parameter.shape) for selected in self._selected},
+        }
+
+    def _prepared(self) -> nn.Module:
+        if self._model is None:
+            raise SparsebenchError("call prepare(model) first")
+        return self._model
+
+
+def _refuse_foreign_users(model: nn.Module, selected: list[SelectedWeight]) -> None:
+    """A weight that an unconverted layer uses too would be noisy here and plain there."""
+    chosen = {id(weight.parameter): weight for weight in selected}
+    converted = {id(layer) for weight in selected for _, layer in weight.layers}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in chosen and id(module) not in converted:
+                raise SparsebenchError(
+                    f"{chosen[id(parameter)].name!r} is also used by {name!r} ({type(module).__name__}), which cannot be "
+                    "converted: leave it out with layers="
+                )
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,74 @@
+"""L0 regularization: a hard-concrete gate on each weight."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from sparsebench.sparsifiers.stochastic.distribution import Apply
+
+__all__ = ["HardConcrete", "evaluation_gate", "sample_gate"]
+
+# Louizos et al. 2018, section 4: temperature and the ends of the stretched interval.
+BETA, GAMMA, ZETA = 2.0 / 3.0, -0.1, 1.1
+INITIAL_DEVIATION = 0.01
+
+
+def sample_gate(log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Hard-concrete samples in [0, 1] (Louizos et al. 2018, eq. 10), one for each number in `uniform`, from [0, 1).
+
+    Example:
+        >>> sample_gate(torch.tensor([0.0, 9.0, -9.0]), torch.tensor([0.5, 0.5, 0.5]))
+        tensor([0.5000, 1.0000, 0.0000])
+    """
+    logistic = torch.log(uniform + 1e-8) - torch.log(1.0 - uniform)
+    concrete = torch.sigmoid((logistic + log_alpha) / BETA)
+    return (concrete * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
+
+
+def evaluation_gate(log_alpha: torch.Tensor) -> torch.Tensor:
+    """The gate used in evaluation, in [0, 1] (Louizos et al. 2018, eq. 13)."""
+    return (torch.sigmoid(log_alpha) * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class HardConcrete:
+    """Each weight is multiplied by a gate that is exactly 0 or 1 with positive probability (arXiv 1712.01312).
+
+    Args:
+        initial_log_alpha: Mean of log alpha at the start; the standard deviation is 0.01.
+    """
+
+    initial_log_alpha: float = 2.197
+    parameter: str = "log_alpha"
+
+    def initial(self, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Normal numbers, drawn in row-major order."""
+        drawn = torch.empty(weight.shape).normal_(self.initial_log_alpha, INITIAL_DEVIATION, generator=generator)
+        return torch.empty_like(weight).copy_(drawn)
+
+    def sample_output(
+        self,
+        apply: Apply,
+        look_up: bool,
+        input: torch.Tensor,
+        weight: torch.Tensor,
+        auxiliary: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The layer with one sample of every weight's gate for the whole batch."""
+        return apply(input, weight * sample_gate(auxiliary, torch.rand_like(auxiliary)), bias)
+
+    def mean_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
+        """The weight times its evaluation gate."""
+        return weight * evaluation_gate(auxiliary)
+
+    def kept(self, weight: torch.Tensor, auxiliary: torch.Tensor, threshold: float | None) -> torch.Tensor:
+        """Weights whose evaluation gate is not exactly zero; there is no threshold to choose."""
+        return evaluation_gate(auxiliary) > 0.0
+
+    def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
+        """Expected number of open gates: the sum of `sigmoid(log alpha - beta log(-gamma/zeta))` (eq. 12)."""
+        return torch.sigmoid(auxiliary - BETA * math.log(-GAMMA / ZETA)).sum()

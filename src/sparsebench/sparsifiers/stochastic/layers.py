@@ -1,0 +1,133 @@
+"""Layers with noisy weights: the table of layer types that can be converted, and the conversion there and back.
+
+A converted layer is the same module object, of a subclass that differs in its forward pass; `weight` and `bias` keep their names,
+and one auxiliary parameter sits beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.stochastic.distribution import Distribution
+
+__all__ = ["CONVERTIBLE", "Activity", "convert", "restore"]
+
+
+@dataclass
+class Activity:
+    """What a converted layer knows of its method, and what the method asks of it: did it run?
+
+    Attributes:
+        distribution: The distribution over its weights.
+        folded: True while `weight` holds the weights of an evaluation point, used as they are.
+        trained: It ran in training mode since the last step.
+        evaluated: It ran while folded.
+    """
+
+    distribution: Distribution
+    folded: bool = False
+    trained: bool = False
+    evaluated: bool = False
+
+
+def _linear(layer: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return F.linear(input, weight, bias)
+
+
+def _convolution(layer: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    output: torch.Tensor = layer._conv_forward(input, weight, bias)
+    return output
+
+
+def _embedding(layer: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return F.embedding(input, weight, layer.padding_idx, scale_grad_by_freq=layer.scale_grad_by_freq)
+
+
+def _forward(operation: Callable[..., torch.Tensor], look_up: bool = False) -> Callable[..., torch.Tensor]:
+    """The forward pass of a converted layer whose plain operation this is."""
+
+    def forward(layer: Any, input: torch.Tensor) -> torch.Tensor:
+        activity: Activity = layer.activity
+        weight, bias = layer.weight, getattr(layer, "bias", None)
+        auxiliary = getattr(layer, activity.distribution.parameter)
+        if activity.folded:
+            activity.evaluated = True
+            return operation(layer, input, weight, bias)
+        if not layer.training:
+            return operation(layer, input, activity.distribution.mean_weight(weight, auxiliary), bias)
+        activity.trained = True
+        return activity.distribution.sample_output(
+            lambda x, w, b: operation(layer, x, w, b), look_up, input, weight, auxiliary, bias
+        )
+
+    return forward
+
+
+class StochasticLinear(nn.Linear):
+    """A linear layer with noisy weights."""
+
+    forward = _forward(_linear)
+
+
+class StochasticConv1d(nn.Conv1d):
+    """A one-dimensional convolution with noisy weights."""
+
+    forward = _forward(_convolution)
+
+
+class StochasticConv2d(nn.Conv2d):
+    """A two-dimensional convolution with noisy weights."""
+
+    forward = _forward(_convolution)
+
+
+class StochasticConv3d(nn.Conv3d):
+    """A three-dimensional convolution with noisy weights."""
+
+    forward = _forward(_convolution)
+
+
+class StochasticEmbedding(nn.Embedding):
+    """An embedding with noisy weights."""
+
+    forward = _forward(_embedding, look_up=True)
+
+
+CONVERTIBLE: Mapping[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: StochasticLinear,
+    nn.Conv1d: StochasticConv1d,
+    nn.Conv2d: StochasticConv2d,
+    nn.Conv3d: StochasticConv3d,
+    nn.Embedding: StochasticEmbedding,
+}
+
+
+def convert(name: str, layer: nn.Module, distribution: Distribution, auxiliary: nn.Parameter) -> None:
+    """Give a layer, in place, noisy weights with the given auxiliary parameter.
+
+    Raises:
+        SparsebenchError: The layer changes its weight by itself (an embedding's `max_norm`) or has sparse gradients.
+    """
+    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
+        option = "sparse=True" if layer.sparse else f"max_norm={layer.max_norm}"
+        raise SparsebenchError(
+            f"{name!r} is an Embedding with {option}: not possible with noisy weights; leave it out with layers="
+        )
+    layer.register_parameter(distribution.parameter, auxiliary)
+    layer.activity = Activity(distribution)  # type: ignore[assignment]
+    layer.__class__ = CONVERTIBLE[type(layer)]
+
+
+def restore(layer: nn.Module) -> None:
+    """Make a converted layer an ordinary one again; its `weight` stays as it is."""
+    activity: Activity = layer.activity  # type: ignore[assignment]
+    delattr(layer, activity.distribution.parameter)
+    del layer.activity
+    layer.__class__ = next(ordinary for ordinary, converted in CONVERTIBLE.items() if converted is type(layer))

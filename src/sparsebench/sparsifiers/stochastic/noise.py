@@ -1,0 +1,19 @@
+"""Standard normal noise from torch's default generator, fast in every memory format."""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["normal_like"]
+
+
+def normal_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Standard normal numbers in the shape, dtype and memory format of `tensor`.
+
+    Drawn in storage order: on channels_last tensors `torch.randn_like` leaves the vectorised path and is about eight times
+    slower.
+    """
+    noise = torch.empty_like(tensor)
+    order = sorted(range(noise.dim()), key=lambda axis: -noise.stride()[axis])
+    noise.permute(order).normal_()
+    return noise

@@ -1,0 +1,182 @@
+"""What the command line shows: progress where somebody watches, plain lines where nobody does."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sparsebench.analysis.frontiers import BestValues
+    from sparsebench.analysis.statistics import Estimate
+    from sparsebench.records.run_folder import RunFolder
+    from sparsebench.records.schema import RunRecord
+    from sparsebench.studies.run_study import StudySummary
+    from sparsebench.studies.workers import Outcome
+    from sparsebench.training.config import RunConfig
+    from sparsebench.training.loop import Observer
+    from sparsebench.training.loop import Progress as TrainingProgress
+
+__all__ = [
+    "StudyProgress",
+    "print_best_values",
+    "print_frame",
+    "print_list",
+    "print_record",
+    "print_summary",
+    "say",
+    "say_error",
+    "study_progress",
+    "training_progress",
+]
+
+REFRESH_SECONDS = 0.1
+
+
+def _console(stderr: bool = False) -> Console:
+    # soft_wrap: a path or a table that somebody copies or pipes is never broken into lines.
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line as it is."""
+    _console().print(text, markup=False)
+
+
+def say_error(text: str) -> None:
+    """Print one line to standard error."""
+    _console(stderr=True).print(f"error: {' '.join(text.split())}", markup=False, style="red")
+
+
+@contextlib.contextmanager
+def training_progress(config: RunConfig) -> Iterator[Observer]:
+    """A line with step, loss, metric, sparsity and time left while a network trains; nothing where nobody watches."""
+    console = _console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}  validation {task.fields[metric]}  sparsity {task.fields[sparsity]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        name = f"{config.workload} {config.method}"
+        task = progress.add_task(name, total=config.recipe.steps, loss="-", metric="-", sparsity="-")
+        shown = 0.0
+
+        def observe(state: TrainingProgress) -> None:
+            nonlocal shown
+            now = time.monotonic()
+            if now - shown < REFRESH_SECONDS:
+                return
+            shown = now
+            metric = "-" if state.metric is None else f"{state.metric:.2f}"
+            progress.update(
+                task, completed=state.step, loss=f"{state.loss:.4f}", metric=metric, sparsity=f"{100 * state.sparsity:.1f} %"
+            )
+
+        yield observe
+
+
+class StudyProgress:
+    """Counts runs as they end."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress = progress
+        self._task = progress.add_task(name, total=None, failed="")
+        self._failed = 0
+
+    def begin(self, planned: int, todo: int) -> None:
+        """Say how many runs there are, and how many to do now."""
+        if planned > todo:
+            self._progress.console.print(f"{planned - todo} of {planned} runs are done already", markup=False)
+        self._progress.update(self._task, total=todo)
+
+    def done(self, outcome: Outcome) -> None:
+        """Count a run that ended; say so if it failed."""
+        if outcome.status == "failed":
+            self._failed += 1
+            self._progress.console.print(f"run {outcome.run_id} failed: {outcome.reason}", markup=False)
+        self._progress.update(self._task, advance=1, failed=f"{self._failed} failed" if self._failed else "")
+
+
+@contextlib.contextmanager
+def study_progress(name: str) -> Iterator[StudyProgress]:
+    """A bar over the runs of a study; only failures are printed where nobody watches."""
+    console = _console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("runs {task.fields[failed]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        yield StudyProgress(progress, name)
+
+
+def print_record(record: RunRecord, folder: RunFolder) -> None:
+    """Print the evaluation points of a run."""
+    table = Table(title=f"{record.workload}, {record.method}, seed {record.seed}", title_justify="left")
+    for heading in ("sparsity", "threshold", f"validation {record.metric}", f"test {record.metric}"):
+        table.add_column(heading, justify="right")
+    for point in record.points:
+        table.add_row(
+            f"{100 * point.sparsity:.2f} %",
+            "-" if point.threshold is None else f"{point.threshold:g}",
+            *(f"{point.metrics[split][record.metric]:.2f}" for split in ("validation", "test")),
+        )
+    _console().print(table)
+    say(f"{record.steps} steps in {record.seconds:.1f} s; files: {folder.path}")
+
+
+def print_summary(summary: StudySummary, directory: Path) -> None:
+    """Print what a call did for a study."""
+    parts = [f"{summary.finished} finished now", f"{summary.finished_before} were done already"]
+    if summary.failed:
+        parts.append(f"{len(summary.failed)} failed (run them again with --retry-failed)")
+    if summary.held:
+        parts.append(f"{len(summary.held)} are held by another process")
+    say(f"{summary.planned} runs planned: {', '.join(parts)}; results: {directory}")
+
+
+def print_best_values(values: BestValues) -> None:
+    """Print the value of every method at every sparsity, means over seeds with the half-width of their 95 % interval."""
+    title = f"{values.metric} on the test split (best configuration by validation, mean over seeds, 95 % t interval)"
+    table = Table(title=title, title_justify="left")
+    table.add_column("method")
+    for sparsity in values.sparsities:
+        table.add_column(f"{100 * sparsity:g} %", justify="right", no_wrap=True)
+    for method, row in values.rows.items():
+        table.add_row(method, *(_estimate(cell) for cell in row))
+    _console().print(table)
+    if values.dense is not None:
+        say(f"dense baseline: {_estimate(values.dense)}")
+
+
+def _estimate(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "-"
+    return f"{estimate.mean:.2f}" if estimate.half_width is None else f"{estimate.mean:.2f} ± {estimate.half_width:.2f}"
+
+
+def print_list(rows: Sequence[tuple[str, str]]) -> None:
+    """Print names with a line each."""
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, summary in rows:
+        say(f"{name:<{width}}  {summary}")
+
+
+def print_frame(frame: pd.DataFrame) -> None:
+    """Print an answer as a table, whole."""
+    say(frame.to_string(index=False))

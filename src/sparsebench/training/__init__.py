@@ -1,0 +1,1 @@
+"""One run: configuration, loop, record. The only place where sparsifiers and workloads meet."""

@@ -1,0 +1,1 @@
+"""What is trained: model, data, loss, metric and reference recipe. Knows nothing of sparsifiers."""

@@ -1,0 +1,125 @@
+"""Image classification on sets that fit into memory: batches, augmentation by small shifts, loss, accuracy."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sparsebench.workloads.workload import Recipe, Split
+
+__all__ = ["ImageClassification", "ImageSplits", "Images"]
+
+EVALUATION_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images.
+
+    Attributes:
+        pixels: float32 [examples, channels, height, width], normalised.
+        labels: int64 [examples].
+    """
+
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """Training, validation and test images, disjoint."""
+
+    training: Images
+    validation: Images
+    test: Images
+
+
+@dataclass(frozen=True)
+class ImageClassification:
+    """A Workload: one network, one set of images.
+
+    Attributes:
+        name: As studies name it.
+        summary: One line.
+        revision: Raised when data, network or augmentation change.
+        recipe: The reference recipe.
+        load: Reads the data; called once a process.
+        network: Makes a new network from [batch, channels, height, width] to [batch, classes].
+        max_shift: Training images are moved by up to so many pixels in each direction, edges filled with the smallest pixel
+        value.
+        metric: The primary metric.
+    """
+
+    name: str
+    summary: str
+    revision: int
+    recipe: Recipe
+    load: Callable[[], ImageSplits]
+    network: Callable[[], nn.Module]
+    max_shift: int = 0
+    metric: str = "accuracy"
+
+    @property
+    def training_examples(self) -> int:
+        """N, the number of training images."""
+        return len(self.load().training.labels)
+
+    def build_model(self) -> nn.Module:
+        """A new network, its weights drawn from torch's default generator."""
+        return self.network()
+
+    def batch(self, seed: int, step: int, batch_size: int) -> Images:
+        """The training batch of a step; an epoch's last, incomplete batch is left out."""
+        training = self.load().training
+        batches = max(len(training.labels) // batch_size, 1)
+        epoch, position = divmod(step, batches)
+        order, shifts = _epoch(seed, epoch, len(training.labels), 2 * self.max_shift + 1)
+        chosen = order[position * batch_size : (position + 1) * batch_size]
+        shifted = _shifted(self.load, self.max_shift)
+        return Images(shifted[shifts[chosen], chosen], training.labels[chosen])
+
+    def loss(self, model: nn.Module, batch: Images, label_smoothing: float) -> torch.Tensor:
+        """Cross entropy, averaged over the batch."""
+        return F.cross_entropy(model(batch.pixels), batch.labels, label_smoothing=label_smoothing)
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """Accuracy in per cent, and mean cross entropy."""
+        images: Images = getattr(self.load(), split)
+        was_training = model.training
+        model.eval()
+        try:
+            correct, loss = 0, 0.0
+            for begin in range(0, len(images.labels), EVALUATION_BATCH):
+                labels = images.labels[begin : begin + EVALUATION_BATCH]
+                outputs = model(images.pixels[begin : begin + EVALUATION_BATCH])
+                correct += int((outputs.argmax(1) == labels).sum())
+                loss += float(F.cross_entropy(outputs, labels, reduction="sum"))
+        finally:
+            model.train(was_training)
+        return {"accuracy": 100.0 * correct / len(images.labels), "loss": loss / len(images.labels)}
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(seed: int, epoch: int, examples: int, shifts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The order of an epoch's examples, and for each example which of the `shifts` x `shifts` moves it gets."""
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(examples)
+    moves = generator.integers(0, shifts * shifts, examples)
+    return torch.from_numpy(order), torch.from_numpy(moves)
+
+
+@functools.lru_cache(maxsize=2)
+def _shifted(load: Callable[[], ImageSplits], max_shift: int) -> torch.Tensor:
+    """All moves of all training images, [moves, examples, channels, height, width]: small sets only."""
+    pixels = load().training.pixels
+    height, width = pixels.shape[-2:]
+    padded = F.pad(pixels, (max_shift,) * 4, value=float(pixels.amin()))
+    moves = range(2 * max_shift + 1)
+    return torch.stack([padded[..., down : down + height, right : right + width] for down in moves for right in moves])

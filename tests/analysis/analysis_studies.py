@@ -1,0 +1,123 @@
+"""Small studies with known answers, written as run folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sparsebench.records.run_folder import RunFolder
+from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord, short_hash
+
+
+def layers(*sparsities: float, weights: int = 1000) -> tuple[LayerRecord, ...]:
+    return tuple(
+        LayerRecord(layer=f"block.{index}.weight", shape=(weights // 10, 10), weights=weights, zeros=round(weights * sparsity))
+        for index, sparsity in enumerate(sparsities)
+    )
+
+
+def point(
+    sparsity: float,
+    validation: float | None,
+    test: float | None,
+    *,
+    target: float | None = None,
+    threshold: float | None = None,
+    layers: tuple[LayerRecord, ...] = (),
+    metric: str = "accuracy",
+) -> PointRecord:
+    metrics: dict[Any, dict[str, float]] = {}
+    if validation is not None:
+        metrics["validation"] = {metric: validation, "loss": 100.0 - validation}
+    if test is not None:
+        metrics["test"] = {metric: test, "loss": 100.0 - test}
+    return PointRecord(target_sparsity=target, threshold=threshold, sparsity=sparsity, metrics=metrics, layers=layers)
+
+
+def run(
+    method: str,
+    parameters: dict[str, Any],
+    seed: int,
+    *points: PointRecord,
+    steps: int = 1500,
+    seconds: float = 10.0,
+    memory: int | None = 2**20,
+    workload: str = "digits",
+    metric: str = "accuracy",
+) -> RunRecord:
+    config = {
+        "format": 1,
+        "workload": workload,
+        "method": method,
+        "parameters": parameters,
+        "recipe": {"steps": steps, "batch_size": 32},
+        "seed": seed,
+    }
+    return RunRecord(
+        run_id=short_hash(config),
+        config=config,
+        workload=workload,
+        method=method,
+        seed=seed,
+        metric=metric,
+        steps=steps,
+        seconds=seconds,
+        peak_memory_bytes=memory,
+        weights_sha256="0" * 64,
+        environment={},
+        points=points,
+    )
+
+
+def write(directory: Path, records: Iterable[RunRecord], sparsities: Iterable[float] | None = None, **note: Any) -> Path:
+    """Write a results folder, with a study.json if `sparsities` are given."""
+    records = list(records)
+    for record in records:
+        folder = RunFolder(directory / "runs" / record.run_id)
+        folder.create(record.config)
+        folder.write_result(record)
+    if sparsities is not None:
+        written = {
+            "name": "synthetic",
+            "workload": "digits",
+            "description": "A study with known answers.",
+            "note": "",
+            "command": "sparsebench study run synthetic",
+            "planned_runs": len(records),
+            "sparsities": list(sparsities),
+            "methods": {"magnitude": {"summary": "Drops the smallest weights.", "paper": "Zhu & Gupta 2017"}},
+        }
+        (directory / "study.json").write_text(json.dumps(written | note), encoding="utf-8")
+    return directory
+
+
+def fail(directory: Path, record: RunRecord, reason: str) -> None:
+    folder = RunFolder(directory / "runs" / record.run_id)
+    folder.create(record.config)
+    folder.write_failure(reason, "Traceback (most recent call last): ...")
+
+
+def small_study() -> list[RunRecord]:
+    """Three seeds of a dense network, two pruning methods at two sparsities, and variational dropout at two thresholds."""
+    records = []
+    for seed in range(3):
+        records.append(run("dense", {}, seed, point(0.0, 97.0 + seed, 96.0 + seed)))
+        for target in (0.8, 0.9):
+            for begin in (0, 300):
+                drop = 20 * (target - 0.8) + begin / 300
+                for method, handicap in (("magnitude", 0.0), ("random", 5.0)):
+                    value = 95.0 - drop - handicap + 0.25 * seed
+                    found = point(target, value, value - 0.5, target=target, layers=layers(target - 0.05, target + 0.05))
+                    records.append(run(method, {"sparsity": target, "begin": begin}, seed, found))
+        records.append(
+            run(
+                "variational-dropout",
+                {"penalty": 1.0, "thresholds": [1.0, 3.0]},
+                seed,
+                point(0.95 + 0.001 * seed, 90.0 + seed, 91.0 + 2 * seed, threshold=1.0, layers=layers(0.99, 0.91)),
+                point(0.85, 94.0, 93.0 - seed, threshold=3.0, layers=layers(0.8, 0.9)),
+            )
+        )
+    return records

@@ -1,0 +1,103 @@
+"""The page in a real browser: it draws, complains of nothing, asks nobody for anything and fits a phone."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from analysis_studies import point, run, small_study, write
+
+from sparsebench.analysis.page import write_page
+
+HOSTILE = "</script><img src=x onerror='window.broken = 1'>"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("THE PAGE WAS NOT TRIED IN A BROWSER: there is no chromium on the PATH (Debian: apt-get install chromium)")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.skip("THE PAGE WAS NOT TRIED IN A BROWSER: playwright is missing (pip install playwright)")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    records = small_study()
+    records += [run(f"idea {HOSTILE}", {"trick": f"{HOSTILE}{n}"}, 0, point(0.9, 80.0 + n, 81.0)) for n in range(2)]
+    directory = write(tmp_path_factory.mktemp("study"), records, [0.8, 0.9, 0.98], note=HOSTILE)
+    return write_page(directory)
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (1280, 800)])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_works_offline(browser, report, width, height, scheme):
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, offline=True)
+    page = context.new_page()
+    complaints: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(report.as_uri())
+    page.wait_for_selector("#plot-layers .scatterlayer .trace")
+    page.wait_for_selector("#plot-trade-off .scatterlayer .trace")
+
+    # The dense level and its band, and a line and its points for each of four methods.
+    assert page.locator("#plot-trade-off .scatterlayer .trace").count() == 10
+    assert page.locator("#plot-trade-off .errorbar").count() > 5
+    assert page.locator("#plot-trade-off .legend .traces").count() == 5
+    assert page.locator("#plot-layers .scatterlayer .trace").count() == 3
+    for figure in ("#plot-trade-off", "#plot-layers"):
+        box = page.locator(f"{figure} svg.main-svg").first.bounding_box()
+        assert box["width"] > 0.8 * min(width - 32, 1100)
+        assert box["height"] > 150
+    offered = page.locator("#plot-trade-off .modebar-btn").evaluate_all("buttons => buttons.map(button => button.dataset.title)")
+    assert offered
+    assert not [title for title in offered if "share" in title.lower()]
+    text_colour = page.evaluate("getComputedStyle(document.body).color")
+    tick_colour = page.evaluate("getComputedStyle(document.querySelector('#plot-trade-off .xtick text')).fill")
+    assert tick_colour == text_colour
+
+    overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert overflow <= 0
+    assert page.evaluate("window.broken") is None
+    assert page.locator("img").count() == 0
+    assert complaints == []
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    context.close()
+
+
+def test_the_controls_do_what_they_say(browser, report):
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(report.as_uri())
+    page.wait_for_selector("#plot-layers .scatterlayer .trace")
+
+    def read(expression):
+        return page.evaluate(f"document.getElementById({expression}")
+
+    before = read("'plot-trade-off').layout.xaxis.range")
+    page.get_by_role("button", name="All points").click()
+    page.wait_for_function(f"document.getElementById('plot-trade-off').layout.xaxis.range[0] !== {before[0]}")
+    assert page.get_by_role("button", name="All points").get_attribute("aria-pressed") == "true"
+    assert page.get_by_role("button", name="Best values").get_attribute("aria-pressed") == "false"
+    page.get_by_role("button", name="Best values").click()
+    page.wait_for_function(f"document.getElementById('plot-trade-off').layout.xaxis.range[0] === {before[0]}")
+
+    drawn = read("'plot-layers').data[0].x")
+    page.get_by_label("Chosen points at").select_option(label="≥ 80\N{NO-BREAK SPACE}%")
+    page.wait_for_function(f"document.getElementById('plot-layers').data[0].x[0] !== {drawn[0]}")
+
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(
+        "getComputedStyle(document.querySelector('#plot-layers .xtick text')).fill === getComputedStyle(document.body).color"
+    )
+    page.close()
