@@ -16,6 +16,8 @@ from sparsebench.errors import SparsebenchError
 
 __all__ = ["app", "main"]
 
+INTERRUPTED = 130  # the exit status of a program that Ctrl-C ended
+
 app = typer.Typer(
     help="Make neural networks sparse while they train, and see what that costs.",
     no_args_is_help=True,
@@ -80,9 +82,9 @@ def train(
         name, equals, text = pair.partition("=")
         if not equals or not name:
             raise SparsebenchError(f"--set {pair!r}: expected NAME=VALUE, such as --set learning_rate=0.001")
-        given[name.strip()] = _parse_value(text, name)
+        given[name.strip()] = _parse_value(text)
     if steps is not None:
-        given["steps"] = _parse_value(steps, "steps")
+        given["steps"] = _parse_value(steps)
     known = method_parameters(METHODS.get(method))
     settings = {name: value for name, value in given.items() if name in Recipe.model_fields and name not in known}
     parameters = {name: value for name, value in given.items() if name not in settings}
@@ -118,7 +120,7 @@ def study_run(
         summary = run_study(
             chosen,
             directory,
-            workers=workers or len(os.sched_getaffinity(0)),
+            workers=workers or _cores(),
             retry_failed=retry_failed,
             checkpoint_seconds=checkpoint_seconds,
             begin=progress.begin,
@@ -150,7 +152,10 @@ def report(
 
 @app.command("list")
 def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
-    """Print what exists, a line each."""
+    """Print what exists, a line each.
+
+    Example: sparsebench list methods
+    """
     if what is Listing.methods:
         from sparsebench.sparsifiers.registry import METHODS
 
@@ -183,17 +188,33 @@ def sql(
 def main() -> None:
     """Run the command line: a user's mistake gives one line and exit status 2, an interruption 130."""
     try:
-        app()
+        status = app(prog_name="sparsebench", standalone_mode=False)
     except SparsebenchError as error:
         terminal.say_error(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
+        status = INTERRUPTED
+    except Exception as error:
+        # Typer's complaints about the command itself have a class that not every release makes public.
+        complaint = getattr(error, "format_message", None)
+        if complaint is None:
+            raise
+        if type(error).__name__ != "NoArgsIsHelpError":  # the help is on the screen already
+            terminal.say_error(f"{complaint()} Try --help.")
+        sys.exit(2)
+    if status == INTERRUPTED:
         terminal.say_error("interrupted; the same command goes on from the last checkpoint")
-        sys.exit(130)
+    sys.exit(status)
 
 
-def _parse_value(text: str, name: str) -> Any:
+def _parse_value(text: str) -> Any:
+    """A value as YAML would read it; a text where it is no YAML, such as the layer pattern *.weight."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SparsebenchError(f"{name}={text!r}: cannot be read as a value") from error
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

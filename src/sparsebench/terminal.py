@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -39,11 +40,14 @@ __all__ = [
 ]
 
 REFRESH_SECONDS = 0.1
+PIPE_WIDTH = 1000
 
 
 def _console(stderr: bool = False) -> Console:
-    # soft_wrap: a path or a table that somebody copies or pipes is never broken into lines.
-    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+    # soft_wrap, and room where nobody watches: a path or a table that somebody copies or pipes is never broken or cut.
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=True, width=width)
 
 
 def say(text: str) -> None:

@@ -109,14 +109,16 @@ def small_study() -> list[RunRecord]:
                 drop = 20 * (target - 0.8) + begin / 300
                 for method, handicap in (("magnitude", 0.0), ("random", 5.0)):
                     value = 95.0 - drop - handicap + 0.25 * seed
-                    found = point(target, value, value - 0.5, target=target, layers=layers(target - 0.05, target + 0.05))
+                    found = point(
+                        target, value, value - 0.5, target=target, layers=layers(target - 0.05 + 0.01 * seed, target + 0.05)
+                    )
                     records.append(run(method, {"sparsity": target, "begin": begin}, seed, found))
         records.append(
             run(
                 "variational-dropout",
                 {"penalty": 1.0, "thresholds": [1.0, 3.0]},
                 seed,
-                point(0.95 + 0.001 * seed, 90.0 + seed, 91.0 + 2 * seed, threshold=1.0, layers=layers(0.99, 0.91)),
+                point(0.95 + 0.001 * seed, 90.0 + seed, 91.0 + 2 * seed, threshold=1.0, layers=layers(0.99, 0.91 + 0.02 * seed)),
                 point(0.85, 94.0, 93.0 - seed, threshold=3.0, layers=layers(0.8, 0.9)),
             )
         )

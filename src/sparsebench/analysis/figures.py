@@ -92,6 +92,7 @@ def trade_off(frontiers: Frontiers, metric: str) -> TradeOff:
             figure.add_trace(_line_trace(method, frontiers.sparsities, chosen, look[method], shift, metric))
     figure.update_layout(
         **base_layout(height=540),
+        showlegend=True,
         xaxis={
             "title": {"text": "sparsity", "standoff": 8},
             "range": near.x,

@@ -116,7 +116,7 @@ def _figure(found: Mapping[str, tuple[LayerSparsity, ...]], frontiers: Frontiers
         # Names stand above their marks, not beside them: on a phone they would leave no room for the figure.
         annotations=[_row_label(row, layer, weights[layer]) for layer, row in rows.items()],
     )
-    figure.update_layout(margin={"l": 10})
+    figure.update_layout(margin={"l": 10}, showlegend=True)
     figure.add_vline(x=sparsity_axis.position(sparsity), line={"color": "#808080", "width": 1.5, "dash": "dash"}, layer="below")
     return figure
 

@@ -16,15 +16,16 @@ def summary(data: StudyData, frontiers: Frontiers) -> str:
     runs = data.results.drop_duplicates("run_id")
     seeds = runs.groupby(["method", "configuration"])["seed"].nunique()
     methods = list(frontiers.chosen)
-    compared = (
-        f"{count(len(methods), 'method')} of making a network sparse ({listing(methods)})" if methods else "no sparse method"
-    )
-    baseline = " beside the dense network" if frontiers.dense is not None else ""
+    compared = "looks at one way" if len(methods) == 1 else f"compares {len(methods)} ways"
+    subject = f"{compared} of making a network sparse ({listing(methods)})" if methods else "looks at dense networks only"
+    baseline = " beside the dense network" if methods and frontiers.dense is not None else ""
     steps = list(runs["steps"])
+    run_each, seed_each = "each" if len(runs) > 1 else "", "each" if len(seeds) > 1 else ""
+    length = f"{spread(steps)} training {'step' if max(steps) == 1 else 'steps'} {run_each}".strip()
+    replicates = f"{spread(list(seeds))} {'seed' if max(seeds) == 1 else 'seeds'} {seed_each}".strip()
     return (
-        f"This page compares {compared}{baseline} on {data.note.workload}: {count(len(runs), 'finished run')} of "
-        f"{spread(steps)} training {'step' if max(steps) == 1 else 'steps'} each, "
-        f"{count(len(seeds), 'configuration')} with {spread(list(seeds))} {'seed' if max(seeds) == 1 else 'seeds'} each."
+        f"This page {subject}{baseline} on {data.note.workload}: {count(len(runs), 'finished run')} of {length}, "
+        f"{count(len(seeds), 'configuration')} with {replicates}."
     )
 
 
@@ -69,7 +70,7 @@ def _sources(data: StudyData, frontiers: Frontiers) -> Iterator[str]:
 
 def _comparison(data: StudyData, frontiers: Frontiers) -> Iterator[str]:
     if frontiers.dense is None:
-        yield "No dense network was trained here, so the page cannot say what sparsity costs, only how methods differ."
+        yield "No dense network was trained here, so the page cannot say how far below it a sparse one falls."
     if not frontiers.chosen:
         yield "Only dense networks were trained here: there is no sparse method to judge."
     elif len(frontiers.chosen) == 1:

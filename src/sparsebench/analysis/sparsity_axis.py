@@ -15,7 +15,7 @@ END = 0.999
 """Where the axis ends: an empty network has no place on a logarithmic scale, so whatever is sparser is drawn here."""
 
 _USUAL = (0.5, 0.8, 0.9, 0.95, 0.98, 0.0, 0.99, END)
-_GAP = 0.12  # the least distance at which two labels of a phone's figure do not touch
+_GAP = 0.19  # the least distance at which two labels of a phone's figure do not touch
 
 
 def position(sparsity: float) -> float:
@@ -29,7 +29,7 @@ def position(sparsity: float) -> float:
 
 
 def ticks(sparsities: Sequence[float]) -> dict[str, list[Any]]:
-    """Places and labels of the ticks, those of the sparsities asked about first and none so close that labels touch.
+    """Places and labels of the ticks: every sparsity asked about and the usual ones, labelled where there is room.
 
     Args:
         sparsities: The sparsities asked about.
@@ -44,10 +44,12 @@ def ticks(sparsities: Sequence[float]) -> dict[str, list[Any]]:
     wanted = [sparsity for sparsity in _USUAL if sparsity in sparsities]
     wanted += [sparsity for sparsity in sorted(sparsities) if sparsity not in wanted]
     wanted += [sparsity for sparsity in _USUAL if sparsity not in wanted]
-    taken: list[float] = []
+    labels: dict[float, str] = {}
     for sparsity in wanted:
-        if all(abs(position(sparsity) - position(other)) >= _GAP for other in taken):
-            taken.append(sparsity)
-    taken.sort()
-    labels = [("≥ " if sparsity == END else "") + asked(sparsity) for sparsity in taken]
-    return {"tickvals": [position(sparsity) for sparsity in taken], "ticktext": labels}
+        place = position(sparsity)
+        if all(abs(place - other) >= _GAP for other, label in labels.items() if label):
+            labels[place] = ("≥ " if sparsity == END else "") + asked(sparsity)
+        elif sparsity in sparsities:
+            labels.setdefault(place, "")
+    places = sorted(labels)
+    return {"tickvals": places, "ticktext": [labels[place] for place in places]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -36,13 +36,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         >>> path.read_bytes()
         b'1 2 3'
     """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        opened = temporary.open("xb")
     except OSError as error:
         raise SparsebenchError(f"cannot write {path}: {error.strerror or error}") from error
-    temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with opened as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

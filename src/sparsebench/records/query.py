@@ -6,6 +6,7 @@ from pathlib import Path
 
 import duckdb
 import pandas as pd
+import pyarrow.parquet as pq
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.table import open_tables
@@ -29,7 +30,7 @@ def query(directory: Path, sql: str) -> pd.DataFrame:
     tables = open_tables(directory)
     with duckdb.connect() as connection:
         for name, path in (("results", tables.results), ("layers", tables.layers)):
-            connection.read_parquet(str(path)).create_view(name)
+            connection.register(name, pq.read_table(path))  # duckdb itself would read a * in the path as a pattern
         try:
             relation = connection.sql(sql)
             if relation is None:

@@ -69,16 +69,18 @@ class RunFolder:
         return "started" if self.path.exists() else "new"
 
     def create(self, config: dict[str, Any]) -> None:
-        """Make the folder and write the configuration into it.
+        """Make the folder and write the configuration into it; what a killed process left half-written is removed.
 
         Raises:
             SparsebenchError: The folder cannot be written, or it holds a run of another configuration.
         """
         make_directory(self.path)
+        for unfinished in self.path.glob(".*.part"):
+            unfinished.unlink(missing_ok=True)
         file = self.path / "config.json"
         text = canonical_json(config)
         if file.exists():
-            if file.read_text(encoding="utf-8") != text:
+            if file.read_bytes() != text.encode():
                 raise SparsebenchError(f"{file} holds another configuration; choose another folder with --out")
             return
         with atomic_file(file) as stream:
@@ -90,6 +92,9 @@ class RunFolder:
 
         Yields:
             True where the run is ours, False where another process holds it.
+
+        Raises:
+            SparsebenchError: The lock cannot be written.
         """
         make_directory(self.path.parent)
         # Beside the folder, not in it: a run folder that exists says that the run was begun.
@@ -99,6 +104,8 @@ class RunFolder:
         except Timeout:
             yield False
             return
+        except OSError as error:
+            raise SparsebenchError(f"cannot write {self.path}.lock: {error.strerror or error}") from error
         try:
             yield True
         finally:

@@ -23,7 +23,7 @@ class Attachment:
         optimizer: A torch optimizer, or a wrapper that holds one as `optimizer` (as Accelerate's does).
         needed: Parameters that the optimizer must hold, by name.
         before: Called before each step, after the gradients were computed, and again after each evaluation of a closure.
-        after: Called after each step.
+        after: Called after each completed step; one that GradScaler skips does not count.
         restore: Called before each evaluation of a closure that the optimizer makes inside its step.
 
     Raises:
@@ -71,7 +71,10 @@ class Attachment:
         return None
 
     def _post_hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._after()
+        # GradScaler calls fused optimizers even when it found an infinity; they then do nothing.
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not bool(found_inf):
+            self._after()
 
     @staticmethod
     def _is_closure(value: object) -> bool:

@@ -185,6 +185,8 @@ def variational_dropout(
         >>> [name for name, _ in model.named_parameters()]
         ['weight', 'bias', 'log_sigma2']
     """
+    if not isinstance(thresholds, Sequence) or isinstance(thresholds, str):
+        raise SparsebenchError(f"thresholds={thresholds!r}: expected a sequence of numbers, such as [3.0]")
     distribution = VariationalDropout(initial_log_sigma2, noise)
     return StochasticSparsifier(distribution, penalty, _ramp(begin, end, shape), tuple(thresholds), layers)
 

@@ -39,7 +39,7 @@ class Ramp:
                 raise SparsebenchError(f"{name}={value!r}: expected a number of steps, an integer of at least 0")
         if self.end < self.begin:
             raise SparsebenchError(f"end={self.end} is before begin={self.begin}: expected end >= begin")
-        if not self.power > 0:
+        if not isinstance(self.power, (int, float)) or not self.power > 0:
             raise SparsebenchError(f"power={self.power!r}: expected a number above 0")
 
     def remaining(self, step: int) -> float:

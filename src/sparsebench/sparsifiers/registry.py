@@ -38,7 +38,7 @@ class Method:
     auxiliary: bool = False
 
 
-_PRUNING = {"begin": 0.2, "end": 0.8, "frequency": 0.02}
+_PRUNING = {"begin": 0.0, "end": 0.5, "frequency": 0.02}
 _RAMP = {"begin": 0.0, "end": 0.4}
 _GALE = "Gale, Elsen and Hooker 2019, arXiv:1902.09574"
 

@@ -11,6 +11,7 @@ from sparsebench.registry import nearest
 from sparsebench.sparsifiers.registry import METHODS, Method
 from sparsebench.studies.study_file import MethodGrid, Study
 from sparsebench.training.config import RunConfig, method_parameters, resolve, takes_sequence
+from sparsebench.workloads.registry import WORKLOADS
 from sparsebench.workloads.workload import Recipe
 
 __all__ = ["describe_methods", "plan_runs"]
@@ -32,6 +33,16 @@ def plan_runs(study: Study) -> list[RunConfig]:
     Raises:
         SparsebenchError: A method, field or value is wrong; the message names file, line and field.
     """
+    try:
+        WORKLOADS.get(study.workload)
+    except SparsebenchError as error:
+        raise SparsebenchError(f"{study.where('workload')}: {error}") from error
+    for name in study.settings:
+        if name not in Recipe.model_fields:
+            raise SparsebenchError(
+                f"{study.where('settings')}: unknown setting {name!r}{nearest(name, Recipe.model_fields)}; "
+                f"known: {', '.join(Recipe.model_fields)}"
+            )
     plans = [_settings_of(study, grid) for grid in study.methods]
     configs: dict[str, RunConfig] = {}
     for seed in study.seeds:

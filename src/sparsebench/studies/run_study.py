@@ -104,7 +104,7 @@ def _write_description(study: Study, configs: list[RunConfig], directory: Path) 
     if path.exists():
         try:
             name = json.loads(path.read_bytes())["name"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise SparsebenchError(f"{path} is damaged: delete it and run the study again") from error
         if name != study.name:
             raise SparsebenchError(f"{directory} holds the study {name!r}, not {study.name!r}: choose another folder with --out")

@@ -39,6 +39,7 @@ class Study:
         settings: Changes to the workload's recipe for all methods.
         methods: The methods with their grids.
         source: The file, for messages.
+        lines: Where its fields stand in the file, for messages.
     """
 
     name: str
@@ -50,6 +51,11 @@ class Study:
     settings: Mapping[str, Any]
     methods: tuple[MethodGrid, ...]
     source: str
+    lines: Mapping[str, int]
+
+    def where(self, field: str) -> str:
+        """The place of a field, as messages name it."""
+        return f"{self.source}, line {self.lines[field]}" if field in self.lines else self.source
 
 
 _REQUIRED = ("study", "workload", "methods")
@@ -99,7 +105,8 @@ def _parse(text: str, source: str) -> Study:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{source}, line {mark.line + 1}" if mark else source
-        raise SparsebenchError(f"{where}: not YAML: {getattr(error, 'problem', None) or error}") from error
+        problem = getattr(error, "problem", None) or error
+        raise SparsebenchError(f"{where}: not YAML: {' '.join(str(problem).split())}") from error
     if not isinstance(node, yaml.MappingNode):
         raise SparsebenchError(f"{source}: expected a mapping with the fields {', '.join(_REQUIRED)}")
     fields = _Fields(node, source)
@@ -117,6 +124,7 @@ def _parse(text: str, source: str) -> Study:
         settings=fields.mapping("settings").values(),
         methods=tuple(MethodGrid(name, methods.mapping(name).values(), line) for name, line in methods.lines.items()),
         source=source,
+        lines=fields.lines,
     )
 
 
@@ -151,7 +159,7 @@ class _Fields:
         loader = yaml.SafeLoader("")
         try:
             return loader.construct_document(document)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
             raise SparsebenchError(f"{self.where(name)}: {getattr(error, 'problem', error)}") from error
         finally:
             loader.dispose()

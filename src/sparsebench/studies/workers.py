@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import multiprocessing
 import os
@@ -9,11 +10,12 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, TypeVar
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
@@ -22,8 +24,9 @@ from sparsebench.training.run import RunHeldError, train
 
 __all__ = ["Outcome", "run_all"]
 
-# A run that was under way so often when a worker died is taken for the cause.
-MOST_DEATHS = 3
+MOST_DEATHS = 3  # of its worker, before a run is taken for the cause
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,30 +50,29 @@ def run_all(
         checkpoint_seconds: Seconds between the checkpoints of a run.
         done: Called in this process as each run ends.
     """
-    left = {config.run_id: config for config in configs}
-    deaths = dict.fromkeys(left, 0)
-    while left:
-        with _one_thread_environment(), _pool(min(workers, len(left))) as pool:
-            futures: dict[Future[Outcome], str] = {
-                pool.submit(_run, config.model_dump(mode="json"), str(directory), checkpoint_seconds): run_id
-                for run_id, config in left.items()
-            }
-            for future in as_completed(futures):
+    waiting = collections.deque(configs)
+    deaths: collections.Counter[str] = collections.Counter()
+    with _one_thread_environment(), _Workers() as processes:
+        under_way: dict[Future[Outcome], tuple[ProcessPoolExecutor, RunConfig]] = {}
+        while waiting or under_way:
+            while waiting and len(under_way) < workers:
+                config = waiting.popleft()
+                worker, future = processes.submit(_run, config.model_dump(mode="json"), str(directory), checkpoint_seconds)
+                under_way[future] = worker, config
+            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                worker, config = under_way.pop(future)
                 try:
                     outcome = future.result()
                 except BrokenProcessPool:
-                    continue
-                left.pop(outcome.run_id)
+                    deaths[config.run_id] += 1
+                    if deaths[config.run_id] < MOST_DEATHS:
+                        waiting.appendleft(config)
+                        continue
+                    outcome = Outcome(config.run_id, "failed", "the worker process died each time (killed, or out of memory)")
+                    _keep_failure(RunFolder(directory / "runs" / config.run_id), outcome.reason, "")
+                else:
+                    processes.release(worker)
                 done(outcome)
-        for run_id in list(left):
-            folder = RunFolder(directory / "runs" / run_id)
-            if folder.status() == "started":
-                deaths[run_id] += 1
-            if deaths[run_id] >= MOST_DEATHS:
-                reason = "the worker process died each time (killed, or out of memory)"
-                folder.write_failure(reason, "")
-                left.pop(run_id)
-                done(Outcome(run_id, "failed", reason))
 
 
 def _run(config: dict[str, Any], directory: str, checkpoint_seconds: float) -> Outcome:
@@ -84,25 +86,49 @@ def _run(config: dict[str, Any], directory: str, checkpoint_seconds: float) -> O
     except Exception as error:  # whatever a run raises is that run's failure, and the others go on
         line = str(error) if isinstance(error, SparsebenchError) else f"{type(error).__name__}: {error}"
         reason = line.strip().partition("\n")[0]
-        with contextlib.suppress(SparsebenchError):  # a full disk keeps us from writing why
-            folder.write_failure(reason, traceback.format_exc())
+        _keep_failure(folder, reason, traceback.format_exc())
         return Outcome(checked.run_id, "failed", reason)
     return Outcome(checked.run_id, "finished")
 
 
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    # A fresh interpreter for each worker: forking a process that has used torch's thread pools can hang.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker)
-    try:
-        yield pool
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        raise
-    pool.shutdown()
+def _keep_failure(folder: RunFolder, reason: str, details: str) -> None:
+    with contextlib.suppress(SparsebenchError):  # a full disk keeps us from writing why
+        folder.write_failure(reason, details)
+
+
+class _Workers:
+    """Processes that live on from run to run. Each is a pool of its own: one that dies takes no other's run with it."""
+
+    def __init__(self) -> None:
+        self._all: list[ProcessPoolExecutor] = []
+        self._idle: list[ProcessPoolExecutor] = []
+
+    def submit(self, work: Callable[..., T], *arguments: Any) -> tuple[ProcessPoolExecutor, Future[T]]:
+        """Give work to an idle process, or to a new one where none is idle and alive."""
+        while self._idle:
+            worker = self._idle.pop()
+            with contextlib.suppress(BrokenProcessPool):
+                return worker, worker.submit(work, *arguments)
+        # A fresh interpreter for each worker: forking a process that has used torch's thread pools can hang.
+        context = multiprocessing.get_context("spawn")
+        worker = ProcessPoolExecutor(1, mp_context=context, initializer=_begin_worker)
+        self._all.append(worker)
+        return worker, worker.submit(work, *arguments)
+
+    def release(self, worker: ProcessPoolExecutor) -> None:
+        """Say that a process has done its work."""
+        self._idle.append(worker)
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for worker in self._all:
+            processes = list((worker._processes or {}).values())
+            worker.shutdown(wait=error is None, cancel_futures=True)
+            if error is not None:
+                for process in processes:
+                    process.terminate()
 
 
 def _begin_worker() -> None:

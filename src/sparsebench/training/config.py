@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.schema import short_hash
+from sparsebench.records.schema import canonical_json, short_hash
 from sparsebench.registry import nearest
 from sparsebench.sparsifiers.registry import METHODS, Method
 from sparsebench.sparsifiers.sparsifier import Sparsifier
@@ -21,6 +21,8 @@ from sparsebench.workloads.registry import WORKLOADS
 from sparsebench.workloads.workload import Recipe, Workload
 
 __all__ = ["RunConfig", "build_sparsifier", "method_parameters", "resolve", "takes_sequence"]
+
+SEEDS = 2**63  # torch's generators take no larger ones
 
 
 class RunConfig(BaseModel):
@@ -39,7 +41,7 @@ class RunConfig(BaseModel):
     method_revision: int
     parameters: dict[str, Any]
     recipe: Recipe
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)]
 
     @property
     def run_id(self) -> str:
@@ -79,7 +81,7 @@ def resolve(
         parameters: The method's arguments; times as fractions of training, "N steps" or "N epochs"; penalties in multiples of
         1/N.
         settings: Changes to the workload's reference recipe; `steps` also as "N epochs".
-        seed: Seed of initial weights, data order and noise, at least 0.
+        seed: Seed of initial weights, data order and noise, in [0, 2**63).
 
     Raises:
         SparsebenchError: A name or value is wrong; the message names the field and what would be right.
@@ -91,8 +93,8 @@ def resolve(
     """
     entry, task = METHODS.get(method), WORKLOADS.get(workload)
     recipe = _resolve_recipe(task, entry, dict(settings or {}))
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise SparsebenchError(f"seed={seed!r}: expected an integer of at least 0")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
+        raise SparsebenchError(f"seed={seed!r}: expected an integer of at least 0 and below 2**63")
     config = RunConfig(
         workload=task.name,
         workload_revision=task.revision,
@@ -129,7 +131,9 @@ def build_sparsifier(config: RunConfig) -> Sparsifier:
 
 
 def _resolve_recipe(task: Workload, entry: Method, settings: dict[str, Any]) -> Recipe:
-    for name in settings:
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            raise SparsebenchError(f"{name}={value!r}: expected a number or a name")
         if name not in Recipe.model_fields:
             raise SparsebenchError(
                 f"unknown setting {name!r}{nearest(name, Recipe.model_fields)}; known: {', '.join(Recipe.model_fields)}"
@@ -171,8 +175,21 @@ def _resolve_parameters(task: Workload, entry: Method, given: Mapping[str, Any],
         else:
             adapter: TypeAdapter[Any] = TypeAdapter(_hints(entry.build)[name])
             checked = _validated(name, lambda adapter=adapter, value=value: adapter.validate_python(value))  # type: ignore[misc]
+            _check_plain(name, value, checked, units.get(name))
             resolved[name] = adapter.dump_python(checked, mode="json")
     return {name: resolved[name] for name in known}
+
+
+def _check_plain(name: str, given: Any, checked: Any, unit: str | None) -> None:
+    """Refuse what passes for a number and is none: true and false, NaN, infinity; and a negative penalty as it was written."""
+    if isinstance(given, bool) and not isinstance(checked, bool):
+        raise SparsebenchError(f"{name}={given!r}: expected a number")
+    try:
+        canonical_json(checked)
+    except ValueError as error:
+        raise SparsebenchError(f"{name}={given!r}: expected finite numbers") from error
+    if unit == TIMES_ONE_OVER_N_UNIT and isinstance(checked, float) and checked < 0.0:
+        raise SparsebenchError(f"{name}={given!r}: expected a multiple of 1/N of at least 0")
 
 
 def _validated(field: str, check: Callable[[], Any]) -> Any:

@@ -85,7 +85,7 @@ class TrainingState:
             torch.set_rng_state(saved["noise"])
             self.step, self.seconds = int(saved["step"]), float(saved["seconds"])
             self.peak_memory_bytes, self.curve = saved["peak_memory_bytes"], list(saved["curve"])
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise SparsebenchError(
                 f"{folder.checkpoint_path} does not fit this run ({reason}): delete it, and the run begins again from step 1"
@@ -103,7 +103,10 @@ def learning_rate_factor(recipe: Recipe, step: int) -> float:
     warmup = min((step + 1) / recipe.warmup_steps, 1.0) if recipe.warmup_steps else 1.0
     if recipe.learning_rate_schedule == "constant":
         return warmup
-    return warmup * 0.5 * (1.0 + math.cos(math.pi * step / recipe.steps))
+    done = step / recipe.steps
+    if recipe.learning_rate_schedule == "trapezoid":
+        return warmup * min(2.0 * (1.0 - done), 1.0)
+    return warmup * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def run_steps(

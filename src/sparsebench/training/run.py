@@ -25,6 +25,7 @@ from sparsebench.training.checkpoint import weights_hash
 from sparsebench.training.config import RunConfig, build_sparsifier
 from sparsebench.training.loop import Observer, TrainingState, run_steps, write_curve
 from sparsebench.training.memory import PeakMemory
+from sparsebench.training.warm_up import warm_up
 from sparsebench.workloads.registry import WORKLOADS
 from sparsebench.workloads.workload import Recipe, Split, Workload
 
@@ -66,10 +67,12 @@ def train(
         RunHeldError: Another process is at the run.
     """
     if folder.status() == "finished":
-        return folder.read_result()
+        return _finished(config, folder)
     with folder.claim() as ours:
         if not ours:
             raise RunHeldError(f"another process is training {folder.path}: wait for it, or choose another folder with --out")
+        if folder.status() == "finished":  # by the process that held it until now
+            return _finished(config, folder)
         folder.create(config.model_dump(mode="json"))
         with _generators_and_threads(config):
             record = _train(config, folder, checkpoint_seconds, observe)
@@ -77,9 +80,20 @@ def train(
     return record
 
 
+def _finished(config: RunConfig, folder: RunFolder) -> RunRecord:
+    record = folder.read_result()
+    if record.run_id != config.run_id:
+        raise SparsebenchError(
+            f"{folder.path} holds the finished run {record.run_id}, not {config.run_id}: choose another folder"
+        )
+    return record
+
+
 def _train(config: RunConfig, folder: RunFolder, checkpoint_seconds: float, observe: Observer | None) -> RunRecord:
     workload = WORKLOADS.get(config.workload)
-    sparsifier = build_sparsifier(config)  # it asks for the number of examples, so the data is in memory from here on
+    sparsifier = build_sparsifier(config)
+    warm_up()
+    workload.batch(config.seed, 0, config.recipe.batch_size)  # reads the data, which later runs of this process share
     memory = PeakMemory()
     model = workload.build_model()
     prunable = [selected.name for selected in select_weights(model)]

@@ -8,6 +8,8 @@ from sparsebench.errors import SparsebenchError
 
 __all__ = ["to_steps"]
 
+MOST_STEPS = 2**53  # beyond it a float no longer counts in ones
+
 _WITH_UNIT = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(steps?|epochs?)\s*", re.IGNORECASE)
 
 
@@ -34,7 +36,8 @@ def to_steps(field: str, value: object, total: int | None, steps_per_epoch: int)
     """
     if isinstance(value, str) and (match := _WITH_UNIT.fullmatch(value)):
         number = float(match[1]) * (steps_per_epoch if match[2].lower().startswith("epoch") else 1)
-        return int(number + 0.5)
+        if number < MOST_STEPS:
+            return int(number + 0.5)
     try:
         fraction = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -21,7 +21,8 @@ class Recipe(BaseModel):
         batch_size: Examples a step.
         optimizer: "adamw" (torch's, fused, default betas) or "sgd" (Nesterov momentum 0.9).
         learning_rate: At its height.
-        learning_rate_schedule: "constant", or "cosine" down to zero at the last step.
+        learning_rate_schedule: "constant", "cosine" (half a wave down to zero at the last step), or "trapezoid" (constant for
+            half of the training, then linearly down to zero).
         warmup_steps: Steps of linear rise to the learning rate.
         weight_decay: As the optimizer means it: decoupled in adamw, a gradient in sgd.
         label_smoothing: Probability mass spread over all classes, in [0, 1).
@@ -35,7 +36,7 @@ class Recipe(BaseModel):
     batch_size: Annotated[int, Field(ge=1)]
     optimizer: Literal["adamw", "sgd"]
     learning_rate: Annotated[float, Field(gt=0)]
-    learning_rate_schedule: Literal["constant", "cosine"] = "cosine"
+    learning_rate_schedule: Literal["constant", "cosine", "trapezoid"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -20,7 +20,7 @@ from sparsebench.sparsifiers.masked.schedules import Schedule
 from sparsebench.sparsifiers.masked.scores import LayerState, Score
 from sparsebench.sparsifiers.masked.structures import Element, Structure
 from sparsebench.sparsifiers.saved_state import check_saved_state, describe
-from sparsebench.sparsifiers.selection import SelectedWeight, select_weights
+from sparsebench.sparsifiers.selection import SelectedWeight, select_weights, warn_of_dense
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
 
 __all__ = ["MaskedSparsifier", "Policy"]
@@ -39,8 +39,7 @@ class MaskedSparsifier:
         allocation: How much of the sparsity each layer bears.
         schedule: When masks are made anew, and how sparse they are by then.
         policy: "gone": a dropped weight never comes back. "returning": a dropped weight's value is kept aside and competes again
-        at
-            the next update (Zhu and Gupta 2017); what returns has its old value and no optimizer state.
+            at the next update (Zhu and Gupta 2017); what returns has its old value and no optimizer state.
         structure: The units that are kept or dropped together.
         layers: Which layers; see `Sparsifier.prepare`.
         seed: Seed of scores that draw random numbers.
@@ -106,7 +105,6 @@ class MaskedSparsifier:
         kept = sum(int(mask.count_nonzero()) for mask in self._masks)
         return 1.0 - kept / sum(mask.numel() for mask in self._masks)
 
-    @torch.no_grad()
     def prepare(self, model: nn.Module) -> None:
         """Pick the layers of `model` and begin with full masks, or with the schedule's first where it updates at step 0.
 
@@ -114,7 +112,10 @@ class MaskedSparsifier:
             SparsebenchError: A pattern matches no layer, nothing can be made sparse, or the model is wrapped already.
         """
         refuse_wrapped(model)
+        self._detach()
         self._selected = select_weights(model, self._layers)
+        if self._layers is None:
+            warn_of_dense(model)
         self._groups = self._allocation.groups(self._shapes())
         self._model = model
         self._step = 0
@@ -132,10 +133,8 @@ class MaskedSparsifier:
         self._prepared()
         needed = {selected.name: selected.parameter for selected in self._selected}
         attachment = Attachment(optimizer, needed, self.mask_gradients, self._after_step, self._mask_weights)
-        if self._attachment is not None:
-            self._attachment.detach()
+        self._detach()
         self._attachment = attachment
-        clean_optimizer_state(attachment.optimizer, list(needed.values()), self._masks)
 
     def parameter_groups(self, lr: float, auxiliary_lr_scale: float = 1.0) -> list[dict[str, Any]]:
         """One group with all trainable parameters: masked methods have none of their own."""
@@ -183,7 +182,9 @@ class MaskedSparsifier:
             if weight.grad.is_sparse:
                 gradient = weight.grad.coalesce()
                 values = gradient.values() * mask[gradient.indices()[0]]
-                weight.grad = torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape, is_coalesced=True)
+                weight.grad = torch.sparse_coo_tensor(
+                    gradient.indices(), values, gradient.shape, is_coalesced=True, check_invariants=False
+                )
             else:
                 dense.append((weight.grad, mask))
         if dense:
@@ -197,9 +198,7 @@ class MaskedSparsifier:
             SparsebenchError: A dropped weight is not zero, or a weight is not finite.
         """
         self._check_zeros()
-        if self._attachment is not None:
-            self._attachment.detach()
-            self._attachment = None
+        self._detach()
         for weight in self._weights():
             weight.add_(0.0)
         return self._prepared()
@@ -235,14 +234,17 @@ class MaskedSparsifier:
         check_saved_state(state, self._description())
         masks, asides = [], []
         for selected, weight in zip(self._selected, self._weights(), strict=True):
-            bits, aside = state["masks"].get(selected.name), state["aside"].get(selected.name)
-            if bits is None or bits.dtype != torch.uint8 or bits.numel() != math.ceil(weight.numel() / 8):
+            bits = _saved_tensor(state, "masks", selected.name)
+            if bits is None or bits.dtype != torch.uint8 or bits.shape != (math.ceil(weight.numel() / 8),):
                 raise SparsebenchError(f"the saved state is damaged: no mask of {weight.numel()} bits for {selected.name!r}")
             mask = unpack(bits, weight.shape).to(weight.device)
             masks.append(torch.ones_like(weight).mul_(mask))
-            if aside is not None:
-                if aside.numel() != mask.numel() - int(mask.sum()):
-                    raise SparsebenchError(f"the saved state is damaged: wrong number of values aside for {selected.name!r}")
+            if self._policy == "returning":
+                aside, dropped = _saved_tensor(state, "aside", selected.name), mask.numel() - int(mask.sum())
+                if aside is None and dropped == 0:
+                    aside = weight.new_empty(0)
+                if aside is None or aside.shape != (dropped,):
+                    raise SparsebenchError(f"the saved state is damaged: not {dropped} values aside for {selected.name!r}")
                 kept_aside = torch.zeros_like(weight)
                 kept_aside[~mask] = aside.to(weight)
                 asides.append(kept_aside)
@@ -290,15 +292,17 @@ class MaskedSparsifier:
         for position in positions:
             selected, weight, mask = self._selected[position], weights[position], self._masks[position].bool()
             score = self._score(LayerState(selected.name, weight.detach(), mask, weight.grad, self._generator(selected.name)))
-            if score.shape != weight.shape or not score.is_floating_point():
+            if not isinstance(score, torch.Tensor) or score.shape != weight.shape or not score.is_floating_point():
+                what = f"{score.dtype} tensor of shape {tuple(score.shape)}" if isinstance(score, torch.Tensor) else repr(score)
                 raise SparsebenchError(
-                    f"the score of {selected.name!r} is a {score.dtype} tensor of shape {tuple(score.shape)}: expected "
-                    f"floating-point numbers of shape {tuple(weight.shape)}"
+                    f"the score of {selected.name!r} is a {what}: expected a tensor of floating-point numbers of shape "
+                    f"{tuple(weight.shape)}"
                 )
             if score.numel() and not bool(score.amax() < math.inf):
                 raise SparsebenchError(f"the score of {selected.name!r} is not finite at step {self._step}")
             if self._policy == "gone":
-                score = score.masked_fill(~mask, -math.inf)
+                # Below any score, minus infinity too: what is gone must not win a tie.
+                score = score.clamp(min=torch.finfo(score.dtype).min).masked_fill(~mask, -math.inf)
             scores.append(self._structure.reduce(score))
             units += self._structure.units(weight.shape)
             candidates += int(self._structure.reduce(mask).count_nonzero()) if self._policy == "gone" else 0
@@ -345,9 +349,11 @@ class MaskedSparsifier:
 
     def _description(self) -> dict[str, Any]:
         """Plain values that say which method, model and schedule this is."""
+        # A score may be a callable object, whose type has a name.
+        score = self._score if hasattr(self._score, "__qualname__") else type(self._score)
         return {
             "method": "masked",
-            "score": f"{self._score.__module__}.{self._score.__qualname__}",
+            "score": f"{score.__module__}.{score.__qualname__}",
             "allocation": describe(self._allocation),
             "structure": describe(self._structure),
             "schedule": describe(self._schedule),
@@ -356,7 +362,18 @@ class MaskedSparsifier:
             "shapes": {name: list(shape) for name, shape in self._shapes().items()},
         }
 
+    def _detach(self) -> None:
+        if self._attachment is not None:
+            self._attachment.detach()
+            self._attachment = None
+
     def _prepared(self) -> nn.Module:
         if self._model is None:
             raise SparsebenchError("call prepare(model) first")
         return self._model
+
+
+def _saved_tensor(state: Mapping[str, Any], part: str, name: str) -> torch.Tensor | None:
+    tensors = state.get(part)
+    tensor = tensors.get(name) if isinstance(tensors, Mapping) else None
+    return tensor if isinstance(tensor, torch.Tensor) else None

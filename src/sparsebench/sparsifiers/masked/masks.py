@@ -76,6 +76,9 @@ def _kth_largest(keys: Sequence[torch.Tensor], k: int) -> tuple[int, int]:
         k -= int(at_least[digit] - counts[digit])
         candidates = [part[own == digit] for part, own in zip(candidates, digits, strict=True)]
         shift -= DIGIT_BITS
+    if shift < 0:
+        # All digits are settled: the candidates left are equal, however many they are.
+        return next(int(part[0]) for part in candidates if part.numel()), k
     rest = torch.cat(candidates)
     threshold = rest.kthvalue(rest.numel() - k + 1).values
     return int(threshold), k - int((rest > threshold).sum())
@@ -104,4 +107,4 @@ def unpack(bits: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
                 [False,  True]])
     """
     count = int(np.prod(shape, dtype=np.int64))
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool)).reshape(tuple(shape))
+    return torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=count).astype(bool)).reshape(tuple(shape))

@@ -40,8 +40,10 @@ def clean_optimizer_state(
 
 
 def _beginning(optimizer: torch.optim.Optimizer, options: dict[str, Any], name: str) -> float:
-    option = NONZERO_BEGINNINGS.get((type(optimizer), name))
-    return float(options[option]) if option else 0.0
+    for (kind, entry), option in NONZERO_BEGINNINGS.items():
+        if isinstance(optimizer, kind) and entry == name:
+            return float(options[option])
+    return 0.0
 
 
 def _clean(value: torch.Tensor, kept: torch.Tensor, beginning: float) -> None:

@@ -34,7 +34,7 @@ class Schedule:
             raise SparsebenchError(f"frequency={self.frequency!r}: expected a number of steps, an integer of at least 1")
         if self.last is not None and self.last < self.ramp.end:
             raise SparsebenchError(f"end={self.last} is before begin={self.ramp.end}: expected end >= begin")
-        if not 0.0 <= self.initial <= 1.0:
+        if not isinstance(self.initial, (int, float)) or not 0.0 <= self.initial <= 1.0:
             raise SparsebenchError(f"initial_sparsity={self.initial!r}: expected a fraction of the weights in [0, 1]")
 
     @property

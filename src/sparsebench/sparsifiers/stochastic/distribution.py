@@ -20,6 +20,10 @@ class Distribution(Protocol):
     def parameter(self) -> str:
         """Name of the auxiliary parameter, which sits beside `weight`."""
 
+    @property
+    def thresholded(self) -> bool:
+        """Whether `kept` depends on a threshold; where not, it gets None."""
+
     def initial(self, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The auxiliary parameter's values at the start, like `weight` in shape, dtype and memory format."""
 

@@ -7,6 +7,7 @@ import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
 from sparsebench.sparsifiers.ramp import Ramp
 from sparsebench.sparsifiers.saved_state import check_saved_state, describe
-from sparsebench.sparsifiers.selection import SelectedWeight, select_weights
+from sparsebench.sparsifiers.selection import SelectedWeight, is_left_out, select_weights, warn_of_dense
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
 from sparsebench.sparsifiers.stochastic.distribution import Distribution
-from sparsebench.sparsifiers.stochastic.layers import CONVERTIBLE, Activity, convert, restore
+from sparsebench.sparsifiers.stochastic.layers import CONVERTIBLE, Activity, convert, refuse_unconvertible, restore
 
 __all__ = ["StochasticSparsifier"]
 
@@ -65,12 +66,12 @@ class StochasticSparsifier:
     ) -> None:
         if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or not 0.0 <= penalty < math.inf:
             raise SparsebenchError(f"penalty={penalty!r}: expected a finite number of at least 0")
-        if not thresholds or any(t is not None and not math.isfinite(t) for t in thresholds):
+        if not thresholds or not all(_fits(threshold, distribution) for threshold in thresholds):
             raise SparsebenchError(f"thresholds={thresholds!r}: expected one or more finite numbers")
         self._distribution = distribution
         self._penalty = float(penalty)
         self._ramp = ramp
-        self._thresholds = thresholds
+        self._thresholds = tuple(None if threshold is None else float(threshold) for threshold in thresholds)
         self._layers = layers
         self._seed = seed
         self._step = 0
@@ -97,19 +98,25 @@ class StochasticSparsifier:
 
         Raises:
             SparsebenchError: A pattern matches no layer, nothing can be converted, the model is wrapped already, or a chosen
-            layer is
-                part of one that reads weights without calling layers (`MultiheadAttention`, `nn.Transformer*`).
+                layer is part of one that reads weights without calling layers (`MultiheadAttention`, `nn.Transformer*`), shares
+                its weight with a layer that cannot be converted, or is an embedding with `max_norm` or sparse gradients. The
+                model is then as it was.
         """
         refuse_wrapped(model)
         selected = select_weights(model, self._layers, tuple(CONVERTIBLE))
         self._refuse_weight_readers(model, selected)
         _refuse_foreign_users(model, selected)
+        if self._layers is None:
+            warn_of_dense(model, tuple(CONVERTIBLE))
+        for weight in selected:
+            for name, layer in weight.layers:
+                refuse_unconvertible(name, layer)
         for weight in selected:
             parameter = weight.parameter
             start = self._distribution.initial(parameter.detach(), self._generator(weight.name))
             auxiliary = nn.Parameter(start, requires_grad=parameter.requires_grad)
-            for name, layer in weight.layers:
-                convert(name, layer, self._distribution, auxiliary)
+            for _, layer in weight.layers:
+                convert(layer, self._distribution, auxiliary)
         self._selected, self._model, self._step = selected, model, 0
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
@@ -153,7 +160,8 @@ class StochasticSparsifier:
         weight = self._penalty * self._ramp.progress(self._step)
         if weight == 0.0:
             return torch.zeros((), device=self._selected[0].parameter.device)
-        terms = [self._distribution.divergence(s.parameter, self._auxiliary(s)) for s in self._selected]
+        # A sum over a layer's weights exceeds float16, and log alpha needs its constant, which float16 rounds to 0.
+        terms = [self._distribution.divergence(_full(s.parameter), _full(self._auxiliary(s))) for s in self._selected]
         return weight * torch.stack(terms).sum()
 
     def points(self) -> Iterator[EvaluationPoint]:
@@ -162,6 +170,7 @@ class StochasticSparsifier:
         Raises:
             SparsebenchError: A weight or an auxiliary parameter is not finite.
         """
+        self._prepared()
         self._check_finite()
         for threshold in self._thresholds:
             sparsity = self._sparsity(self.masks(threshold))
@@ -169,9 +178,13 @@ class StochasticSparsifier:
 
     @torch.no_grad()
     def masks(self, threshold: float | None = None) -> dict[str, torch.Tensor]:
-        """Bool masks by parameter name at a threshold (the first of the thresholds where None), True where a weight is kept."""
+        """Bool masks by parameter name at a threshold (the first of the thresholds where None), True where a weight is kept.
+
+        Raises:
+            SparsebenchError: The threshold is not finite, or the method has none.
+        """
         self._prepared()
-        at = self._thresholds[0] if threshold is None else threshold
+        at = self._threshold(threshold)
         return {s.name: self._distribution.kept(s.parameter, self._auxiliary(s), at) for s in self._selected}
 
     @torch.no_grad()
@@ -182,10 +195,12 @@ class StochasticSparsifier:
             SparsebenchError: `other` lacks a parameter, or its shape differs.
         """
         parameters = dict(other.named_parameters())
-        for name, mask in self.masks().items():
+        masks = self.masks()
+        for name, mask in masks.items():
             if name not in parameters or parameters[name].shape != mask.shape:
                 raise SparsebenchError(f"apply_masks: the other model has no parameter {name!r} of shape {tuple(mask.shape)}")
-            parameters[name].mul_(mask.to(parameters[name]))
+        for name, mask in masks.items():
+            parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
 
     @torch.no_grad()
     def finalize(self, threshold: float | None = None) -> nn.Module:
@@ -195,22 +210,26 @@ class StochasticSparsifier:
             threshold: Log-alpha threshold; the first of the method's where None.
 
         Raises:
-            SparsebenchError: A weight or an auxiliary parameter is not finite.
+            SparsebenchError: A weight or an auxiliary parameter is not finite; the threshold is not, or the method has none; or
+                an evaluation point is active.
         """
         model = self._prepared()
+        at = self._threshold(threshold)
+        self._refuse_inside_point("finalize()")
         self._check_finite()
-        self._fold(self._thresholds[0] if threshold is None else threshold)
+        self._fold(at)
         if self._attachment is not None:
             self._attachment.detach()
             self._attachment = None
         for selected in self._selected:
             for _, layer in selected.layers:
                 restore(layer)
-        self._model = None
+        self._selected, self._model = [], None
         return model
 
     def state_dict(self) -> dict[str, Any]:
         """The step, and a description of method, model and schedule; all else is in the model's own state."""
+        self._prepared()
         self._check_finite()
         return {"description": self._description(), "step": self._step}
 
@@ -225,6 +244,7 @@ class StochasticSparsifier:
         self._step = state["step"]
 
     def _after_step(self) -> None:
+        self._refuse_inside_point("optimizer.step()")
         self._step += 1
         idle = [name for name, activity in self._activities() if not activity.trained]
         if idle:
@@ -238,8 +258,7 @@ class StochasticSparsifier:
 
         @contextlib.contextmanager
         def active() -> Iterator[None]:
-            if any(activity.folded for _, activity in self._activities()):
-                raise SparsebenchError("another evaluation point is active: leave it first")
+            self._refuse_inside_point("another evaluation point")
             # Folding in place keeps evaluation free of per-call work, and every reader of the weights sees the sparse ones.
             kept_aside = [selected.parameter.detach().clone() for selected in self._selected]
             try:
@@ -266,6 +285,22 @@ class StochasticSparsifier:
             weight, auxiliary = selected.parameter, self._auxiliary(selected)
             kept = self._distribution.kept(weight, auxiliary, threshold)
             weight.copy_(self._distribution.mean_weight(weight, auxiliary).masked_fill(~kept, 0.0))
+            # A kept weight may be -0.0.
+            weight.add_(0.0)
+
+    def _refuse_inside_point(self, what: str) -> None:
+        if any(activity.folded for _, activity in self._activities()):
+            raise SparsebenchError(f"{what} inside an active evaluation point: leave it first")
+
+    def _threshold(self, threshold: float | None) -> float | None:
+        """The threshold to use; the first of the method's where None."""
+        if threshold is None:
+            return self._thresholds[0]
+        if not self._distribution.thresholded:
+            raise SparsebenchError(f"threshold={threshold!r}: this method has no threshold to choose")
+        if not _fits(threshold, self._distribution):
+            raise SparsebenchError(f"threshold={threshold!r}: expected a finite number")
+        return threshold
 
     def _activities(self) -> Iterator[tuple[str, Activity]]:
         for selected in self._selected:
@@ -283,8 +318,8 @@ class StochasticSparsifier:
         return f"{selected.layers[0][0]}.{self._distribution.parameter}".lstrip(".")
 
     def _sparsity(self, masks: Mapping[str, torch.Tensor]) -> float:
-        kept = sum(int(mask.count_nonzero()) for mask in masks.values())
-        return 1.0 - kept / sum(mask.numel() for mask in masks.values())
+        weights = sum(mask.numel() for mask in masks.values())
+        return (weights - sum(int(mask.count_nonzero()) for mask in masks.values())) / weights
 
     def _refuse_weight_readers(self, model: nn.Module, selected: list[SelectedWeight]) -> None:
         chosen = [name for weight in selected for name, _ in weight.layers]
@@ -292,7 +327,7 @@ class StochasticSparsifier:
             if not isinstance(module, WEIGHT_READERS):
                 continue
             inside = any(layer.startswith(f"{name}." if name else "") for layer in chosen)
-            if inside or (self._layers is None and isinstance(module, nn.MultiheadAttention)):
+            if inside or not is_left_out(name, module, self._layers):
                 where = repr(name) if name else "the model"
                 raise SparsebenchError(
                     f"{where} is a {type(module).__name__}, which reads weights without calling its layers, so noisy weights "
@@ -342,6 +377,17 @@ def _refuse_foreign_users(model: nn.Module, selected: list[SelectedWeight]) -> N
                     f"{chosen[id(parameter)].name!r} is also used by {name!r} ({type(module).__name__}), which cannot be "
                     "converted: leave it out with layers="
                 )
+
+
+def _fits(threshold: object, distribution: Distribution) -> bool:
+    """Whether this can be a threshold of the distribution."""
+    if not distribution.thresholded:
+        return threshold is None
+    return not isinstance(threshold, bool) and isinstance(threshold, Real) and math.isfinite(threshold)
+
+
+def _full(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _nothing() -> None:

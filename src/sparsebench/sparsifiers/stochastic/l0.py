@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.stochastic.distribution import Apply
 
 __all__ = ["HardConcrete", "evaluation_gate", "sample_gate"]
@@ -39,14 +40,29 @@ class HardConcrete:
 
     Args:
         initial_log_alpha: Mean of log alpha at the start; the standard deviation is 0.01.
+
+    Raises:
+        SparsebenchError: The mean is not finite.
     """
 
     initial_log_alpha: float = 2.197
     parameter: str = "log_alpha"
 
+    def __post_init__(self) -> None:
+        mean = self.initial_log_alpha
+        if isinstance(mean, bool) or not isinstance(mean, (int, float)) or not math.isfinite(mean):
+            raise SparsebenchError(f"initial_log_alpha={mean!r}: expected a finite number")
+
+    @property
+    def thresholded(self) -> bool:
+        """False: a weight is dropped where its evaluation gate is exactly zero."""
+        return False
+
     def initial(self, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Normal numbers, drawn in row-major order."""
-        drawn = torch.empty(weight.shape).normal_(self.initial_log_alpha, INITIAL_DEVIATION, generator=generator)
+        # Neither the default device nor the default dtype may change what is drawn.
+        drawn = torch.empty(weight.shape, dtype=torch.float32, device=generator.device)
+        drawn.normal_(self.initial_log_alpha, INITIAL_DEVIATION, generator=generator)
         return torch.empty_like(weight).copy_(drawn)
 
     def sample_output(

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.stochastic.distribution import Distribution
 
-__all__ = ["CONVERTIBLE", "Activity", "convert", "restore"]
+__all__ = ["CONVERTIBLE", "Activity", "convert", "refuse_unconvertible", "restore"]
 
 
 @dataclass
@@ -109,8 +109,8 @@ CONVERTIBLE: Mapping[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def convert(name: str, layer: nn.Module, distribution: Distribution, auxiliary: nn.Parameter) -> None:
-    """Give a layer, in place, noisy weights with the given auxiliary parameter.
+def refuse_unconvertible(name: str, layer: nn.Module) -> None:
+    """Refuse a layer of a type in the table whose options go with no noisy weights.
 
     Raises:
         SparsebenchError: The layer changes its weight by itself (an embedding's `max_norm`) or has sparse gradients.
@@ -120,6 +120,10 @@ def convert(name: str, layer: nn.Module, distribution: Distribution, auxiliary: 
         raise SparsebenchError(
             f"{name!r} is an Embedding with {option}: not possible with noisy weights; leave it out with layers="
         )
+
+
+def convert(layer: nn.Module, distribution: Distribution, auxiliary: nn.Parameter) -> None:
+    """Give a layer, in place, noisy weights with the given auxiliary parameter."""
     layer.register_parameter(distribution.parameter, auxiliary)
     layer.activity = Activity(distribution)  # type: ignore[assignment]
     layer.__class__ = CONVERTIBLE[type(layer)]

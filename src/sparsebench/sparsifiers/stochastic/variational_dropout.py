@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -40,7 +41,7 @@ class VariationalDropout:
             position, under both (Kingma et al. 2015, arXiv 1506.02557, section 2.3; Gale et al. 2019).
 
     Raises:
-        SparsebenchError: An unknown kind of noise.
+        SparsebenchError: The log variance is not finite, or an unknown kind of noise.
     """
 
     initial_log_sigma2: float = -10.0
@@ -48,8 +49,16 @@ class VariationalDropout:
     parameter: str = "log_sigma2"
 
     def __post_init__(self) -> None:
+        start = self.initial_log_sigma2
+        if isinstance(start, bool) or not isinstance(start, (int, float)) or not math.isfinite(start):
+            raise SparsebenchError(f"initial_log_sigma2={start!r}: expected a finite number")
         if self.noise not in get_args(Noise):
             raise SparsebenchError(f"noise={self.noise!r}: expected 'example' or 'position'")
+
+    @property
+    def thresholded(self) -> bool:
+        """True: the threshold is on log alpha."""
+        return True
 
     def initial(self, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The same log variance for every weight."""
@@ -68,7 +77,10 @@ class VariationalDropout:
         mean = apply(input, weight, bias)
         # A one-hot vector is its own square.
         squared = input if look_up else input.square()
-        deviation = (apply(squared, auxiliary.exp(), None) + VARIANCE_FLOOR).sqrt()
+        variance = apply(squared, auxiliary.exp(), None)
+        # The floor is 0 in float16.
+        full = torch.promote_types(variance.dtype, torch.float32)
+        deviation = (variance.to(full) + VARIANCE_FLOOR).sqrt().to(variance.dtype)
         noise_of = deviation.detach()
         if self.noise == "example" and _is_positionwise(look_up, input, weight):
             noise_of = noise_of.new_empty((deviation.shape[0], *(1 for _ in range(deviation.dim() - 2)), deviation.shape[-1]))

@@ -22,7 +22,7 @@ VALIDATION, TEST = 360, 360
 
 
 def digits_network() -> nn.Module:
-    """Three convolutions and two linear layers, 49,216 weights in all.
+    """Two convolutions and two linear layers, 49,176 weights in all.
 
     Returns:
         A network from [batch, 1, 8, 8] to [batch, 10].
@@ -32,12 +32,10 @@ def digits_network() -> nn.Module:
         nn.ReLU(),
         nn.Conv2d(32, 32, 3, stride=2, padding=1),
         nn.ReLU(),
-        nn.Conv2d(32, 64, 3, stride=2, padding=1),
-        nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(256, 80),
+        nn.Linear(512, 76),
         nn.ReLU(),
-        nn.Linear(80, 10),
+        nn.Linear(76, 10),
     )
 
 
@@ -65,9 +63,16 @@ def load_digits() -> ImageSplits:
 
 DIGITS = ImageClassification(
     name="digits",
-    summary="1,797 handwritten digits of 8x8 pixels, a convolutional network of 49,216 weights; seconds a run",
+    summary="1,797 handwritten digits of 8x8 pixels, a convolutional network of 49,176 weights; seconds a run",
     revision=1,
-    recipe=Recipe(steps=1500, batch_size=32, optimizer="adamw", learning_rate=3e-3, auxiliary_lr_scale=5.0),
+    recipe=Recipe(
+        steps=1500,
+        batch_size=32,
+        optimizer="adamw",
+        learning_rate=6e-3,
+        learning_rate_schedule="trapezoid",
+        auxiliary_lr_scale=5.0,
+    ),
     load=load_digits,
     network=digits_network,
     max_shift=1,

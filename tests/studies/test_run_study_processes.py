@@ -1,0 +1,227 @@
+"""Studies in real worker processes: what dies is replaced, and nobody else is harmed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sparsebench.records.query import query
+
+STUDY = """
+study: fragile
+workload: fragile
+seeds: {seeds}
+sparsities: [0.5]
+methods:
+  magnitude: {{begin: 0.2, end: 0.8, frequency: 0.1, policy: returning}}
+"""
+TABLE = "select * exclude (seconds, peak_memory_bytes) from results order by seed, split, metric"
+
+
+@dataclass
+class Lab:
+    """A folder with a plugin that brings the workload `fragile`, and one with results."""
+
+    path: Path
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results"
+
+    def environment(self, mishaps: dict[str, str]) -> dict[str, str]:
+        log = self.path / "log"
+        log.mkdir(exist_ok=True)
+        path = os.pathsep.join(filter(None, [str(self.path / "plugin"), os.environ.get("PYTHONPATH", "")]))
+        return os.environ | {"PYTHONPATH": path, "FRAGILE": json.dumps(mishaps), "FRAGILE_LOG": str(log)}
+
+    def command(self, *arguments: str) -> list[str]:
+        program = str(Path(sys.executable).with_name("sparsebench"))
+        study = ["study", "run", str(self.path / "fragile.yaml"), "--out", str(self.results)]
+        return [program, *study, "--workers", "2", "--checkpoint-seconds", "0", *arguments]
+
+    def run(self, mishaps: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments), env=self.environment(mishaps), capture_output=True, text=True, timeout=240, check=False
+        )
+
+    def steps(self, seed: int) -> list[int]:
+        return [int(line) for line in (self.path / "log" / str(seed)).read_text().split()]
+
+    def table(self) -> pd.DataFrame:
+        return query(self.results, TABLE)
+
+    def folder(self, seed: int) -> Path:
+        (found,) = [
+            file.parent for file in self.results.glob("runs/*/config.json") if json.loads(file.read_bytes())["seed"] == seed
+        ]
+        return found
+
+
+def make_lab(path: Path, seeds: list[int]) -> Lab:
+    plugin = path / "plugin"
+    information = plugin / "fragile-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: fragile\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text("[sparsebench.workloads]\nfragile = fragile_workload:FRAGILE\n")
+    shutil.copy(Path(__file__).with_name("fragile_workload.py"), plugin)
+    (path / "fragile.yaml").write_text(STUDY.format(seeds=seeds))
+    return Lab(path)
+
+
+SEEDS = [0, 1, 2, 3, 4, 5]
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    lab = make_lab(tmp_path_factory.mktemp("calm"), SEEDS)
+    done = lab.run({})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"6 runs planned: 6 finished now, 0 were done already; results: {lab.results}\n"
+    return lab
+
+
+@pytest.fixture(scope="module")
+def harried(tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, subprocess.CompletedProcess[str]]:
+    """Seed 0 is so slow that it is under way while its neighbour dies again and again."""
+    lab = make_lab(tmp_path_factory.mktemp("harried"), SEEDS)
+    return lab, lab.run({"0": "slow", "1": "kill", "2": "kill once", "3": "raise"})
+
+
+def test_undisturbed_runs_train_every_step_once(calm: Lab) -> None:
+    for seed in SEEDS:
+        assert calm.steps(seed) == list(range(40))
+
+
+def test_runs_that_go_wrong_are_reported_in_a_line_each(harried: tuple[Lab, subprocess.CompletedProcess[str]]) -> None:
+    lab, done = harried
+    assert done.returncode == 1
+    assert sorted(done.stderr.splitlines()) == sorted(
+        [
+            f"run {lab.folder(1).name} failed: the worker process died each time (killed, or out of memory)",
+            f"run {lab.folder(3).name} failed: RuntimeError: it broke",
+        ]
+    )
+    summary = "4 finished now, 0 were done already, 2 failed (run them again with --retry-failed)"
+    assert done.stdout == f"6 runs planned: {summary}; results: {lab.results}\n"
+
+
+def test_failed_run_keeps_line_and_traceback(harried: tuple[Lab, subprocess.CompletedProcess[str]]) -> None:
+    lab, _ = harried
+    failure = (lab.folder(3) / "failure.txt").read_text()
+    assert failure.startswith("RuntimeError: it broke\n\nTraceback (most recent call last):")
+    assert "fragile_workload.py" in failure
+    assert (lab.folder(1) / "failure.txt").read_text().startswith("the worker process died each time")
+    assert not list(lab.results.glob("runs/*/.*"))
+
+
+def test_run_that_kills_its_worker_is_given_up_after_three_deaths(
+    harried: tuple[Lab, subprocess.CompletedProcess[str]],
+) -> None:
+    lab, _ = harried
+    assert lab.steps(1).count(3) == 3
+
+
+def test_neighbours_of_dying_workers_are_not_disturbed(harried: tuple[Lab, subprocess.CompletedProcess[str]], calm: Lab) -> None:
+    lab, _ = harried
+    for seed in (0, 4, 5):
+        assert lab.steps(seed) == list(range(40))
+    assert lab.steps(2) == [0, 1, 2, 3, *range(3, 40)]
+    expected = calm.table()
+    expected = expected[expected["seed"].isin([0, 2, 4, 5])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(lab.table(), expected)
+
+
+@pytest.mark.slow
+def test_second_call_runs_nothing_and_a_third_only_what_failed(
+    harried: tuple[Lab, subprocess.CompletedProcess[str]], calm: Lab, tmp_path: Path
+) -> None:
+    lab = Lab(tmp_path / "lab")
+    shutil.copytree(harried[0].path, lab.path)
+    logs = {file.name: file.read_text() for file in (lab.path / "log").iterdir()}
+    again = lab.run({})
+    assert again.returncode == 1
+    summary = "0 finished now, 4 were done already, 2 failed (run them again with --retry-failed)"
+    assert again.stdout == f"6 runs planned: {summary}; results: {lab.results}\n"
+    assert {file.name: file.read_text() for file in (lab.path / "log").iterdir()} == logs
+    retried = lab.run({}, "--retry-failed")
+    assert (retried.returncode, retried.stderr) == (0, "4 of 6 runs are done already\n")
+    assert "2 finished now, 4 were done already;" in retried.stdout
+    assert {name for name, log in logs.items() if (lab.path / "log" / name).read_text() != log} == {"1", "3"}
+    pd.testing.assert_frame_equal(lab.table(), calm.table())
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def workers_of(driver: int) -> list[int]:
+    """Process ids of the driver's workers."""
+    found = []
+    for children in Path(f"/proc/{driver}/task").glob("*/children"):
+        for child in children.read_text().split():
+            with contextlib.suppress(OSError):
+                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
+    return sorted(found)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers through /proc")
+def test_killed_worker_is_replaced_and_killed_driver_takes_its_workers_with_it(tmp_path: Path, calm: Lab) -> None:
+    lab = make_lab(tmp_path, SEEDS)
+    everything_slow = {str(seed): "slow" for seed in SEEDS}
+    driver = subprocess.Popen(lab.command(), env=lab.environment(everything_slow), stderr=subprocess.PIPE, text=True)
+    try:
+        assert driver.stderr is not None
+        wait_for(lambda: len(list(lab.results.glob("runs/*/checkpoint.pt"))) == 2)
+        first = workers_of(driver.pid)
+        assert len(first) == 2
+        os.kill(first[0], signal.SIGKILL)
+        wait_for(lambda: list(lab.results.glob("runs/*/result.json")))
+        wait_for(lambda: len(workers_of(driver.pid)) == 2 and workers_of(driver.pid) != first)
+        second = workers_of(driver.pid)
+        assert first[0] not in second
+        driver.kill()
+        driver.wait(10)
+        wait_for(lambda: not any(Path(f"/proc/{worker}/exe").exists() for worker in second), 20.0)
+        assert "Traceback" not in driver.stderr.read()
+    finally:
+        driver.kill()
+        driver.wait(10)
+        assert driver.stderr is not None
+        driver.stderr.close()
+    before = len(list(lab.results.glob("runs/*/result.json")))
+    assert 0 < before < 6
+    done = lab.run({})
+    assert done.returncode == 0, done.stderr
+    assert f"{6 - before} finished now, {before} were done already;" in done.stdout
+    pd.testing.assert_frame_equal(lab.table(), calm.table())
+    assert not list(lab.results.glob("runs/*/.*"))
+
+
+@pytest.mark.slow
+def test_interrupted_study_says_how_to_go_on(tmp_path: Path) -> None:
+    lab = make_lab(tmp_path, [0, 1])
+    driver = subprocess.Popen(
+        lab.command(), env=lab.environment({"0": "slow", "1": "slow"}), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: list(lab.results.glob("runs/*/checkpoint.pt")))
+    driver.send_signal(signal.SIGINT)
+    out, err = driver.communicate(timeout=60)
+    assert (driver.returncode, out) == (130, "")
+    assert err == "error: interrupted; the same command goes on from the last checkpoint\n"
