@@ -23,6 +23,7 @@ BOTH = [
     ({"shape": None}, "shape=None"),
 ]
 VD_ONLY = [
+    ({"thresholds": 3.0}, r"thresholds=3.0"),
     ({"thresholds": ()}, r"thresholds=\(\)"),
     ({"thresholds": []}, r"thresholds=\(\)"),
     ({"thresholds": (3.0, math.nan)}, r"thresholds=\(3.0, nan\)"),

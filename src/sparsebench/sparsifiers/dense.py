@@ -37,7 +37,7 @@ class DenseBaseline:
 
     def prepare(self, model: nn.Module) -> None:
         """Take note of the model."""
-        self._model = model
+        self._model, self._step = model, 0
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Count the optimizer's steps."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from torch import nn
 
@@ -61,8 +61,7 @@ def magnitude_pruning(
         end: Last update, in steps, at least `begin`.
         frequency: Steps between updates, at least 1.
         allocation: "uniform" (every layer alike), "global" (one ranking over all layers), "erdos-renyi-kernel", or a map from
-        layer
-            pattern to sparsity, `sparsity` holding for the rest.
+            layer pattern to sparsity, `sparsity` holding for the rest.
         policy: "returning" (the paper's) or "gone" (a dropped weight is lost; needs no memory for dropped values).
         initial_sparsity: Sparsity at `begin`, in [0, 1].
         layers: Which layers: None for all linear, convolution and tied embedding layers, name patterns, or a predicate.
@@ -185,10 +184,8 @@ def variational_dropout(
         >>> [name for name, _ in model.named_parameters()]
         ['weight', 'bias', 'log_sigma2']
     """
-    if not isinstance(thresholds, Sequence) or isinstance(thresholds, str):
-        raise SparsebenchError(f"thresholds={thresholds!r}: expected a sequence of numbers, such as [3.0]")
     distribution = VariationalDropout(initial_log_sigma2, noise)
-    return StochasticSparsifier(distribution, penalty, _ramp(begin, end, shape), tuple(thresholds), layers)
+    return StochasticSparsifier(distribution, penalty, _ramp(begin, end, shape), _as_tuple(thresholds), layers)
 
 
 def l0_regularization(
@@ -230,3 +227,9 @@ def _ramp(begin: int, end: int, shape: str) -> Ramp:
     if shape not in POWERS:
         raise SparsebenchError(f"shape={shape!r}: expected 'linear' or 'cubic'")
     return Ramp(begin, end, POWERS[shape])
+
+
+def _as_tuple(thresholds: Any) -> tuple[float, ...]:
+    if isinstance(thresholds, str) or not isinstance(thresholds, Iterable):
+        raise SparsebenchError(f"thresholds={thresholds!r}: expected a sequence of numbers, such as [3.0]")
+    return tuple(thresholds)

@@ -157,7 +157,8 @@ def allocation_by_name(allocation: str | Mapping[str, float], sparsity: float) -
 
 
 def _matches(name: str, pattern: str) -> bool:
-    return fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
+    # A name is itself before it is a pattern: module names may hold brackets.
+    return name == pattern or fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
 
 
 def _check_sparsity(field: str, value: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -13,12 +12,14 @@ from torch import nn
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
+from sparsebench.sparsifiers.keyed_generator import keyed_generator
 from sparsebench.sparsifiers.masked.allocation import Allocation, Group
 from sparsebench.sparsifiers.masked.masks import pack, top_scores, unpack
 from sparsebench.sparsifiers.masked.optimizer_state import clean_optimizer_state
 from sparsebench.sparsifiers.masked.schedules import Schedule
 from sparsebench.sparsifiers.masked.scores import LayerState, Score
 from sparsebench.sparsifiers.masked.structures import Element, Structure
+from sparsebench.sparsifiers.named_weights import check_finite, zero_dropped
 from sparsebench.sparsifiers.saved_state import check_saved_state, describe
 from sparsebench.sparsifiers.selection import SelectedWeight, select_weights, warn_of_dense
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
@@ -159,18 +160,13 @@ class MaskedSparsifier:
         self._prepared()
         return {selected.name: mask.bool() for selected, mask in zip(self._selected, self._masks, strict=True)}
 
-    @torch.no_grad()
     def apply_masks(self, other: nn.Module) -> None:
         """Zero in another model of the same parameter names what is dropped here.
 
         Raises:
             SparsebenchError: `other` lacks a parameter, or its shape differs.
         """
-        parameters = dict(other.named_parameters())
-        for name, mask in self.masks().items():
-            if name not in parameters or parameters[name].shape != mask.shape:
-                raise SparsebenchError(f"apply_masks: the other model has no parameter {name!r} of shape {tuple(mask.shape)}")
-            parameters[name].mul_(mask.to(parameters[name]))
+        zero_dropped(other, self.masks())
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
@@ -291,7 +287,11 @@ class MaskedSparsifier:
         scores, units, candidates = [], 0, 0
         for position in positions:
             selected, weight, mask = self._selected[position], weights[position], self._masks[position].bool()
-            score = self._score(LayerState(selected.name, weight.detach(), mask, weight.grad, self._generator(selected.name)))
+            score = self._score(
+                LayerState(
+                    selected.name, weight.detach(), mask, weight.grad, keyed_generator(self._seed, self._step, selected.name)
+                )
+            )
             if not isinstance(score, torch.Tensor) or score.shape != weight.shape or not score.is_floating_point():
                 what = f"{score.dtype} tensor of shape {tuple(score.shape)}" if isinstance(score, torch.Tensor) else repr(score)
                 raise SparsebenchError(
@@ -316,11 +316,6 @@ class MaskedSparsifier:
             for position, mask in zip(positions, kept, strict=True)
         }
 
-    def _generator(self, name: str) -> torch.Generator:
-        """A generator of this seed's, step's and layer's own: the same on every device, process and after every resume."""
-        digest = hashlib.blake2b(f"{self._seed} {self._step} {name}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
     def _weights(self) -> list[torch.Tensor]:
         return [selected.parameter for selected in self._selected]
 
@@ -328,14 +323,7 @@ class MaskedSparsifier:
         return {selected.name: tuple(selected.parameter.shape) for selected in self._selected}
 
     def _check_finite(self) -> None:
-        """A sum is not finite if one of its terms is not, and costs one pass without a copy."""
-        totals = [w.detach().sum(dtype=torch.promote_types(w.dtype, torch.float32)) for w in self._weights()]
-        if not bool(torch.stack(totals).isfinite().all()):
-            for selected in self._selected:
-                if not bool(selected.parameter.isfinite().all()):
-                    raise SparsebenchError(
-                        f"{selected.name!r} holds a NaN or an infinity after step {self._step}: the training diverged"
-                    )
+        check_finite(((selected.name, selected.parameter) for selected in self._selected), self._step)
 
     def _check_zeros(self) -> None:
         self._prepared()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -15,24 +14,17 @@ from torch import nn
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
+from sparsebench.sparsifiers.keyed_generator import keyed_generator
+from sparsebench.sparsifiers.named_weights import check_finite, zero_dropped
 from sparsebench.sparsifiers.ramp import Ramp
 from sparsebench.sparsifiers.saved_state import check_saved_state, describe
-from sparsebench.sparsifiers.selection import SelectedWeight, is_left_out, select_weights, warn_of_dense
+from sparsebench.sparsifiers.selection import SelectedWeight, select_weights, warn_of_dense
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
 from sparsebench.sparsifiers.stochastic.distribution import Distribution
-from sparsebench.sparsifiers.stochastic.layers import CONVERTIBLE, Activity, convert, refuse_unconvertible, restore
+from sparsebench.sparsifiers.stochastic.layers import CONVERTIBLE, Activity, convert, restore
+from sparsebench.sparsifiers.stochastic.refusals import refuse_foreign_users, refuse_unconvertible, refuse_weight_readers
 
 __all__ = ["StochasticSparsifier"]
-
-# These read the weights of their parts without calling them: converted parts would be passed over in silence.
-WEIGHT_READERS = (
-    nn.MultiheadAttention,
-    nn.TransformerEncoderLayer,
-    nn.TransformerDecoderLayer,
-    nn.TransformerEncoder,
-    nn.TransformerDecoder,
-    nn.Transformer,
-)
 
 BYPASSED = "something reads its weights without calling it, or it is not used; leave it out with layers="
 
@@ -104,8 +96,8 @@ class StochasticSparsifier:
         """
         refuse_wrapped(model)
         selected = select_weights(model, self._layers, tuple(CONVERTIBLE))
-        self._refuse_weight_readers(model, selected)
-        _refuse_foreign_users(model, selected)
+        refuse_weight_readers(model, selected, self._layers)
+        refuse_foreign_users(model, selected)
         if self._layers is None:
             warn_of_dense(model, tuple(CONVERTIBLE))
         for weight in selected:
@@ -113,7 +105,7 @@ class StochasticSparsifier:
                 refuse_unconvertible(name, layer)
         for weight in selected:
             parameter = weight.parameter
-            start = self._distribution.initial(parameter.detach(), self._generator(weight.name))
+            start = self._distribution.initial(parameter.detach(), keyed_generator(self._seed, weight.name))
             auxiliary = nn.Parameter(start, requires_grad=parameter.requires_grad)
             for _, layer in weight.layers:
                 convert(layer, self._distribution, auxiliary)
@@ -187,20 +179,13 @@ class StochasticSparsifier:
         at = self._threshold(threshold)
         return {s.name: self._distribution.kept(s.parameter, self._auxiliary(s), at) for s in self._selected}
 
-    @torch.no_grad()
     def apply_masks(self, other: nn.Module) -> None:
         """Zero in another model of the same parameter names what is dropped here, at the first threshold.
 
         Raises:
             SparsebenchError: `other` lacks a parameter, or its shape differs.
         """
-        parameters = dict(other.named_parameters())
-        masks = self.masks()
-        for name, mask in masks.items():
-            if name not in parameters or parameters[name].shape != mask.shape:
-                raise SparsebenchError(f"apply_masks: the other model has no parameter {name!r} of shape {tuple(mask.shape)}")
-        for name, mask in masks.items():
-            parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
+        zero_dropped(other, self.masks())
 
     @torch.no_grad()
     def finalize(self, threshold: float | None = None) -> nn.Module:
@@ -321,33 +306,10 @@ class StochasticSparsifier:
         weights = sum(mask.numel() for mask in masks.values())
         return (weights - sum(int(mask.count_nonzero()) for mask in masks.values())) / weights
 
-    def _refuse_weight_readers(self, model: nn.Module, selected: list[SelectedWeight]) -> None:
-        chosen = [name for weight in selected for name, _ in weight.layers]
-        for name, module in model.named_modules():
-            if not isinstance(module, WEIGHT_READERS):
-                continue
-            inside = any(layer.startswith(f"{name}." if name else "") for layer in chosen)
-            if inside or not is_left_out(name, module, self._layers):
-                where = repr(name) if name else "the model"
-                raise SparsebenchError(
-                    f"{where} is a {type(module).__name__}, which reads weights without calling its layers, so noisy weights "
-                    "would be passed over: use linear layers with scaled_dot_product_attention, or leave it out with layers="
-                )
-
-    def _generator(self, name: str) -> torch.Generator:
-        digest = hashlib.blake2b(f"{self._seed} {name}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-    @torch.no_grad()
     def _check_finite(self) -> None:
         for selected in self._selected:
-            for name, parameter in (
-                (selected.name, selected.parameter),
-                (self._auxiliary_name(selected), self._auxiliary(selected)),
-            ):
-                total = parameter.sum(dtype=torch.promote_types(parameter.dtype, torch.float32))
-                if not bool(total.isfinite()) and not bool(parameter.isfinite().all()):
-                    raise SparsebenchError(f"{name!r} holds a NaN or an infinity after step {self._step}: the training diverged")
+            named = ((selected.name, selected.parameter), (self._auxiliary_name(selected), self._auxiliary(selected)))
+            check_finite(named, self._step)
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -364,19 +326,6 @@ class StochasticSparsifier:
         if self._model is None:
             raise SparsebenchError("call prepare(model) first")
         return self._model
-
-
-def _refuse_foreign_users(model: nn.Module, selected: list[SelectedWeight]) -> None:
-    """A weight that an unconverted layer uses too would be noisy here and plain there."""
-    chosen = {id(weight.parameter): weight for weight in selected}
-    converted = {id(layer) for weight in selected for _, layer in weight.layers}
-    for name, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            if id(parameter) in chosen and id(module) not in converted:
-                raise SparsebenchError(
-                    f"{chosen[id(parameter)].name!r} is also used by {name!r} ({type(module).__name__}), which cannot be "
-                    "converted: leave it out with layers="
-                )
 
 
 def _fits(threshold: object, distribution: Distribution) -> bool:

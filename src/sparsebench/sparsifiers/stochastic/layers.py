@@ -14,10 +14,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.stochastic.distribution import Distribution
 
-__all__ = ["CONVERTIBLE", "Activity", "convert", "refuse_unconvertible", "restore"]
+__all__ = ["CONVERTIBLE", "Activity", "convert", "restore"]
 
 
 @dataclass
@@ -107,19 +106,6 @@ CONVERTIBLE: Mapping[type[nn.Module], type[nn.Module]] = {
     nn.Conv3d: StochasticConv3d,
     nn.Embedding: StochasticEmbedding,
 }
-
-
-def refuse_unconvertible(name: str, layer: nn.Module) -> None:
-    """Refuse a layer of a type in the table whose options go with no noisy weights.
-
-    Raises:
-        SparsebenchError: The layer changes its weight by itself (an embedding's `max_norm`) or has sparse gradients.
-    """
-    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
-        option = "sparse=True" if layer.sparse else f"max_norm={layer.max_norm}"
-        raise SparsebenchError(
-            f"{name!r} is an Embedding with {option}: not possible with noisy weights; leave it out with layers="
-        )
 
 
 def convert(layer: nn.Module, distribution: Distribution, auxiliary: nn.Parameter) -> None:

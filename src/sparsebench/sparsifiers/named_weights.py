@@ -1,0 +1,46 @@
+"""What both engines do to weights they know by name: check that they are finite, zero the dropped ones of another model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import nn
+
+from sparsebench.errors import SparsebenchError
+
+__all__ = ["check_finite", "zero_dropped"]
+
+
+@torch.no_grad()
+def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], step: int) -> None:
+    """Stop a training whose weights have become NaN or infinite.
+
+    A sum is not finite if one of its terms is not, and costs one pass without a copy.
+
+    Raises:
+        SparsebenchError: A tensor holds a NaN or an infinity; the message names it.
+    """
+    named = list(tensors)
+    totals = [tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)) for _, tensor in named]
+    if not totals or bool(torch.stack([total.double() for total in totals]).isfinite().all()):
+        return
+    for name, tensor in named:
+        # Finite terms can have an infinite sum.
+        if not bool(tensor.isfinite().all()):
+            raise SparsebenchError(f"{name!r} holds a NaN or an infinity after step {step}: the training diverged")
+
+
+@torch.no_grad()
+def zero_dropped(other: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
+    """Zero in a model, as +0.0, the weights that masks of the same parameter names drop.
+
+    Raises:
+        SparsebenchError: The model lacks a parameter, or its shape differs; nothing is changed then.
+    """
+    parameters = dict(other.named_parameters())
+    for name, mask in masks.items():
+        if name not in parameters or parameters[name].shape != mask.shape:
+            raise SparsebenchError(f"apply_masks: the other model has no parameter {name!r} of shape {tuple(mask.shape)}")
+    for name, mask in masks.items():
+        parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)
