@@ -139,7 +139,7 @@ def test_length_of_training_is_no_fraction_of_itself() -> None:
 
 
 def test_length_of_training_can_be_epochs_of_the_batch_size_that_is_given() -> None:
-    assert resolve("digits", "dense", {}, {"steps": "3 epochs"}).recipe.steps == 99
+    assert resolve("digits", "dense", {}, {"steps": "3 epochs", "batch_size": 32}).recipe.steps == 99
     assert resolve("digits", "dense", {}, {"steps": "3 epochs", "batch_size": 100}).recipe.steps == 30
     assert resolve("digits", "dense", {}, {"steps": "70 steps"}).recipe.steps == 70
 

@@ -131,7 +131,7 @@ def test_batch_of_all_examples_is_an_epoch() -> None:
 def test_network_has_about_50_000_weights() -> None:
     model = DIGITS.build_model()
     weights = sum(parameter.numel() for parameter in model.parameters() if parameter.dim() > 1)
-    assert weights == 49_216
+    assert 45_000 <= weights <= 55_000
     assert f"{weights:,}" in DIGITS.summary
     assert model(SPLITS.test.pixels[:3]).shape == (3, 10)
 

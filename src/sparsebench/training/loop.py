@@ -23,7 +23,7 @@ from sparsebench.workloads.workload import Recipe, Workload
 
 __all__ = ["Observer", "Progress", "TrainingState", "learning_rate_factor", "run_steps", "write_curve"]
 
-CURVE_POINTS = 20
+CURVE_POINTS = 10
 
 
 @dataclass(frozen=True)
