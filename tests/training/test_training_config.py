@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 from short_runs import TECHNIQUES, short
 
@@ -362,3 +363,16 @@ def test_every_shipped_method_and_workload_is_listed_once_with_a_line() -> None:
         names = [entry.name for entry in registry]
         assert len(set(names)) == len(names)
         assert all(entry.summary and "\n" not in entry.summary for entry in registry)
+
+
+def test_a_time_beyond_the_training_is_refused() -> None:
+    with pytest.raises(SparsebenchError, match=r"^end='300 steps' is 300 steps, beyond the 100 steps of the training$"):
+        resolve("digits", "magnitude", {"sparsity": 0.9, "end": "300 steps"}, {"steps": 100})
+
+
+@pytest.mark.parametrize("argument", [{"layers": "nope*"}, {"allocation": {"nope*": 0.5}}])
+def test_a_pattern_that_matches_no_layer_is_refused_before_anything_is_written(argument: dict[str, object]) -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(SparsebenchError, match=r"pattern 'nope\*' matches no layer"):
+        resolve("digits", "magnitude", {"sparsity": 0.9, **argument})
+    assert torch.equal(torch.get_rng_state(), state)

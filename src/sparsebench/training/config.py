@@ -8,6 +8,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from sparsebench.errors import SparsebenchError
@@ -104,7 +105,10 @@ def resolve(
         recipe=recipe,
         seed=seed,
     )
-    build_sparsifier(config)  # it checks ranges
+    sparsifier = build_sparsifier(config)  # it checks ranges
+    if _names_layers(config):
+        with torch.random.fork_rng(devices=[]):
+            sparsifier.prepare(task.build_model())  # it checks that every pattern matches a layer
     return config
 
 
@@ -168,6 +172,8 @@ def _resolve_parameters(task: Workload, entry: Method, given: Mapping[str, Any],
         if units.get(name) == STEPS_UNIT:
             explicit = name in given or name in entry.defaults
             steps = to_steps(name, value, recipe.steps, steps_per_epoch) if explicit else value
+            if steps > recipe.steps:
+                raise SparsebenchError(f"{name}={value!r} is {steps} steps, beyond the {recipe.steps} steps of the training")
             # An interval of no steps means nothing; a fraction too small for this training means every step.
             resolved[name] = max(steps, 1) if name == "frequency" else steps
         elif name == "layers" and callable(value):
@@ -190,6 +196,10 @@ def _check_plain(name: str, given: Any, checked: Any, unit: str | None) -> None:
         raise SparsebenchError(f"{name}={given!r}: expected finite numbers") from error
     if unit == TIMES_ONE_OVER_N_UNIT and isinstance(checked, float) and checked < 0.0:
         raise SparsebenchError(f"{name}={given!r}: expected a multiple of 1/N of at least 0")
+
+
+def _names_layers(config: RunConfig) -> bool:
+    return config.parameters.get("layers") is not None or isinstance(config.parameters.get("allocation"), Mapping)
 
 
 def _validated(field: str, check: Callable[[], Any]) -> Any:
