@@ -144,11 +144,12 @@ def test_wrong_study_leaves_no_folder(tmp_path: Path, trained: list[str]) -> Non
     assert not (tmp_path / "results").exists()
 
 
-def test_pattern_that_matches_no_layer_fails_its_run_alone(tmp_path: Path, trained: list[str]) -> None:
+def test_pattern_that_matches_no_layer_is_refused_before_anything_runs(tmp_path: Path, trained: list[str]) -> None:
     (tmp_path / "tiny.yaml").write_text(TEXT.replace("frequency: 0.2}", "frequency: 0.2, layers: [['7'], ['nope*']]}"))
-    summary = run_study(read_study(str(tmp_path / "tiny.yaml")), tmp_path / "results", workers=1)
-    assert summarize(summary) == (8, 0, 4, 4, 0)
-    assert sum("pattern 'nope*' matches no layer" in reason for reason in summary.failed.values()) == 2
+    with pytest.raises(SparsebenchError, match=r"^\S+tiny\.yaml, line \d+: magnitude: layers: pattern 'nope\*' matches no layer"):
+        run_study(read_study(str(tmp_path / "tiny.yaml")), tmp_path / "results", workers=1)
+    assert trained == []
+    assert not (tmp_path / "results").exists()
 
 
 def test_no_workers_are_refused(tmp_path: Path, study: Study) -> None:

@@ -307,9 +307,10 @@ class StochasticSparsifier:
         return (weights - sum(int(mask.count_nonzero()) for mask in masks.values())) / weights
 
     def _check_finite(self) -> None:
+        named: list[tuple[str, torch.Tensor]] = []
         for selected in self._selected:
-            named = ((selected.name, selected.parameter), (self._auxiliary_name(selected), self._auxiliary(selected)))
-            check_finite(named, self._step)
+            named += [(selected.name, selected.parameter), (self._auxiliary_name(selected), self._auxiliary(selected))]
+        check_finite(named, self._step)
 
     def _description(self) -> dict[str, Any]:
         return {
