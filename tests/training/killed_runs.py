@@ -49,11 +49,13 @@ def in_child(config: RunConfig, folder: RunFolder, kill_at: int | None, delay: f
     step = 0
     while (seen := os.read(reader, 1)) and (kill_at is None or step < kill_at):
         step = seen[0]
-    os.close(reader)
     if kill_at is not None and kill_at <= STEPS:
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    # Only now: a child that goes on after `kill_at` must be able to report its next steps until it is killed.
+    os.close(reader)
+    return status
 
 
 def compare(technique: str, directory: Path, kills: int, chance: random.Random) -> list[str]:
