@@ -15,6 +15,7 @@ from torch import nn
 
 from sparsebench import l0_regularization, variational_dropout
 from sparsebench.sparsifiers.stochastic.l0 import HardConcrete, evaluation_gate, sample_gate
+from sparsebench.sparsifiers.stochastic.summed_divergence import BUCKET, summed_divergence
 from sparsebench.sparsifiers.stochastic.variational_dropout import VariationalDropout, log_alpha
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
@@ -58,6 +59,10 @@ def expected_open(log_alpha):
     return expit(log_alpha - BETA * np.log(-GAMMA / ZETA))
 
 
+def divergence(distribution, weight, auxiliary):
+    return summed_divergence(distribution, [weight], [auxiliary])
+
+
 def doubles(values, requires_grad=False):
     return torch.tensor(np.asarray(values), dtype=torch.float64, requires_grad=requires_grad)
 
@@ -78,7 +83,7 @@ def test_log_alpha_is_the_formula_and_is_not_clipped(pairs):
 @example([(0.0, -10.0), (1.0, -9.0), (1.0, 9.0), (1.0, 0.0)])
 def test_divergence_of_variational_dropout_is_the_sum_of_the_formula(pairs):
     theta, log_sigma2 = np.array(pairs).T
-    found = VariationalDropout().divergence(doubles(theta), doubles(log_sigma2))
+    found = divergence(VariationalDropout(), doubles(theta), doubles(log_sigma2))
     assert found.shape == ()
     np.testing.assert_allclose(found, expected_kl(theta, log_sigma2).sum(), rtol=1e-12, atol=1e-11)
 
@@ -90,7 +95,7 @@ def test_gradient_of_the_divergence_is_the_derivative_of_the_formula(pairs):
     distance = np.abs(np.abs(expected_log_alpha(theta, log_sigma2)) - 8.0)
     theta, log_sigma2 = theta[distance > 1e-9], log_sigma2[distance > 1e-9]
     weight, auxiliary = doubles(theta, True), doubles(log_sigma2, True)
-    VariationalDropout().divergence(weight, auxiliary).backward()
+    divergence(VariationalDropout(), weight, auxiliary).backward()
     by_theta, by_log_sigma2 = expected_kl_gradient(theta, log_sigma2)
     np.testing.assert_allclose(weight.grad, by_theta, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(auxiliary.grad, by_log_sigma2, rtol=1e-10, atol=1e-10)
@@ -100,7 +105,7 @@ def test_gradient_of_the_divergence_is_the_derivative_of_the_formula(pairs):
 @pytest.mark.parametrize("log_sigma2", [-16.0, -10.0, -6.1, -1.0, 1.5])
 def test_gradient_of_the_divergence_by_finite_differences(theta, log_sigma2):
     weight, auxiliary = doubles(theta, True), doubles(log_sigma2, True)
-    VariationalDropout().divergence(weight, auxiliary).backward()
+    divergence(VariationalDropout(), weight, auxiliary).backward()
     step = 1e-9 if abs(theta) < 1e-2 else 1e-6
     by_theta = (expected_kl(theta + step, log_sigma2) - expected_kl(theta - step, log_sigma2)) / (2 * step)
     by_log_sigma2 = (expected_kl(theta, log_sigma2 + 1e-6) - expected_kl(theta, log_sigma2 - 1e-6)) / 2e-6
@@ -111,9 +116,9 @@ def test_gradient_of_the_divergence_by_finite_differences(theta, log_sigma2):
 @pytest.mark.parametrize("beyond", [-30.0, -8.01, 8.01, 30.0])
 def test_clipping_is_in_the_divergence_only(beyond):
     weight, auxiliary = doubles([1.0], True), doubles([beyond], True)
-    VariationalDropout().divergence(weight, auxiliary).backward()
-    at_bound = VariationalDropout().divergence(doubles([1.0]), doubles([np.sign(beyond) * 8.0]))
-    assert float(VariationalDropout().divergence(weight, auxiliary).detach()) == pytest.approx(float(at_bound), rel=1e-6)
+    divergence(VariationalDropout(), weight, auxiliary).backward()
+    at_bound = divergence(VariationalDropout(), doubles([1.0]), doubles([np.sign(beyond) * 8.0]))
+    assert float(divergence(VariationalDropout(), weight, auxiliary).detach()) == pytest.approx(float(at_bound), rel=1e-6)
     assert float(weight.grad) == 0.0
     assert float(auxiliary.grad) == 0.0
     # Between two thresholds beyond the bounds of the clipping, which would make them alike.
@@ -134,13 +139,13 @@ def test_divergence_approximates_the_integral_that_it_stands_for():
         mean_log = sum(quad(integrand, a, b, limit=400)[0] for a, b in zip([low, *middle], [*middle, high], strict=True) if b > a)
         mean_log_of_standard = -0.5 * (np.euler_gamma + np.log(2.0))
         exact = mean_log - 0.5 * value - mean_log_of_standard
-        found = float(VariationalDropout().divergence(doubles([1.0]), doubles([value])))
+        found = float(divergence(VariationalDropout(), doubles([1.0]), doubles([value])))
         assert found == pytest.approx(exact, abs=0.02)
 
 
 def test_divergence_falls_as_noise_rises():
     values = doubles(np.linspace(-8.0, 8.0, 200))
-    found = [float(VariationalDropout().divergence(doubles(1.0), value)) for value in values]
+    found = [float(divergence(VariationalDropout(), doubles(1.0), value)) for value in values]
     assert all(a > b for a, b in itertools.pairwise(found))
     assert found[-1] > 0.0
 
@@ -178,7 +183,7 @@ def test_sample_of_the_hard_concrete(log_alphas, uniform):
 @given(hnp.arrays(np.float64, 8, elements=st.floats(-60.0, 60.0)))
 def test_evaluation_gate_and_penalty(log_alphas):
     np.testing.assert_allclose(evaluation_gate(doubles(log_alphas)), expected_gate(log_alphas), rtol=0, atol=1e-13)
-    found = HardConcrete().divergence(doubles(np.zeros(8)), doubles(log_alphas))
+    found = divergence(HardConcrete(), doubles(np.zeros(8)), doubles(log_alphas))
     assert found.shape == ()
     np.testing.assert_allclose(found, expected_open(log_alphas).sum(), rtol=1e-12)
 
@@ -187,7 +192,7 @@ def test_evaluation_gate_and_penalty(log_alphas):
 @given(hnp.arrays(np.float64, 8, elements=st.floats(-20.0, 20.0)))
 def test_gradient_of_the_l0_penalty(log_alphas):
     weight, auxiliary = doubles(np.ones(8), True), doubles(log_alphas, True)
-    HardConcrete().divergence(weight, auxiliary).backward()
+    divergence(HardConcrete(), weight, auxiliary).backward()
     gate = expected_open(log_alphas)
     np.testing.assert_allclose(auxiliary.grad, gate * (1.0 - gate), rtol=1e-9, atol=1e-14)
     assert weight.grad is None
@@ -197,7 +202,7 @@ def test_l0_penalty_is_the_probability_of_an_open_gate():
     uniform = doubles((np.arange(200_000) + 0.5) / 200_000)
     for value in (-4.0, -1.0, 0.0, 2.197):
         share = float((sample_gate(doubles(value), uniform) > 0).double().mean())
-        assert float(HardConcrete().divergence(doubles(1.0), doubles(value))) == pytest.approx(share, abs=1e-4)
+        assert float(divergence(HardConcrete(), doubles(1.0), doubles(value))) == pytest.approx(share, abs=1e-4)
 
 
 def test_l0_drops_exactly_where_the_evaluation_gate_is_zero():
@@ -227,3 +232,39 @@ def test_penalty_of_a_network_is_weight_times_the_sum_over_layers(theta, values,
                 layer.weight.copy_(doubles(theta))
                 getattr(layer, name).copy_(doubles(values))
         np.testing.assert_allclose(sparsifier.penalty().detach(), factor * 2.0 * expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("distribution", [VariationalDropout(), HardConcrete()])
+def test_sum_over_layers_of_all_sizes_types_and_memory_formats_is_the_sum_of_the_single_ones(distribution):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (2, 3, 2, 2), (BUCKET + 1,), (1,), (7, 5), (0, 4), (2, 2, 3, 3), (BUCKET - 5, 1), (6,), (2, 2)]
+    weights = [torch.randn(shape, generator=generator) for shape in shapes]
+    weights[1] = weights[1].to(memory_format=torch.channels_last)
+    weights[4] = weights[4].t()
+    weights[6] = weights[6].to(torch.float64, memory_format=torch.channels_last)
+    weights[8] = weights[8].half()
+    auxiliaries = [torch.empty_like(weight).copy_(torch.randn(weight.shape, generator=generator) - 3.0) for weight in weights]
+    for tensor in (*weights, *auxiliaries):
+        tensor.requires_grad_()
+    summed_divergence(distribution, weights, auxiliaries).mul(0.5).backward()
+    total = 0.0
+    for weight, auxiliary in zip(weights, auxiliaries, strict=True):
+        value, by_weight, by_auxiliary = distribution.divergence(weight.detach().double(), auxiliary.detach().double())
+        total += 0.5 * float(value)
+        for tensor, derivative in ((weight, by_weight), (auxiliary, by_auxiliary)):
+            if derivative is None:
+                assert tensor.grad is None
+                continue
+            assert tensor.grad.dtype == tensor.dtype
+            assert tensor.grad.stride() == tensor.stride() or tensor.numel() < 2
+            tolerance = {torch.float16: 2e-3, torch.float32: 3e-5, torch.float64: 1e-12}[tensor.dtype]
+            torch.testing.assert_close(tensor.grad.double(), 0.5 * derivative, rtol=tolerance, atol=tolerance)
+    found = summed_divergence(distribution, weights, auxiliaries)
+    assert float(found.detach()) * 0.5 == pytest.approx(total, rel=1e-5)
+
+
+def test_frozen_auxiliary_parameters_get_no_gradient_of_the_divergence():
+    weight, auxiliary = torch.ones(3, requires_grad=True), torch.zeros(3)
+    divergence(VariationalDropout(), weight, auxiliary).backward()
+    assert weight.grad is not None
+    assert auxiliary.grad is None

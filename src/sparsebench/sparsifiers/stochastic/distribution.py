@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 import torch
 
-__all__ = ["Apply", "Distribution"]
+from sparsebench.sparsifiers.stochastic.operations import Operation
 
-Apply: TypeAlias = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.Tensor]
-"""A layer's operation on (input, weight, bias)."""
+__all__ = ["Distribution", "Divergence"]
+
+
+class Divergence(NamedTuple):
+    """A sum over weights and how it changes with each.
+
+    Attributes:
+        value: A scalar.
+        by_weight: The derivative with respect to each weight; None where the weights do not matter.
+        by_auxiliary: The derivative with respect to each auxiliary parameter.
+    """
+
+    value: torch.Tensor
+    by_weight: torch.Tensor | None
+    by_auxiliary: torch.Tensor
 
 
 class Distribution(Protocol):
@@ -29,17 +41,13 @@ class Distribution(Protocol):
 
     def sample_output(
         self,
-        apply: Apply,
-        look_up: bool,
+        operation: Operation,
         input: torch.Tensor,
         weight: torch.Tensor,
         auxiliary: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        """A layer's output in training; noise comes from torch's default generator.
-
-        `look_up` is True where the input is indices (an embedding): multiplication by one-hot vectors.
-        """
+        """A layer's output in training; noise comes from torch's default generator."""
 
     def mean_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
         """The weight used in evaluation, before any threshold."""
@@ -47,5 +55,5 @@ class Distribution(Protocol):
     def kept(self, weight: torch.Tensor, auxiliary: torch.Tensor, threshold: float | None) -> torch.Tensor:
         """Bool mask of the weights that stay at a threshold."""
 
-    def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
-        """The summed term that the penalty multiplies, a scalar."""
+    def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> Divergence:
+        """The summed term that the penalty multiplies, with its derivatives; nothing that autograd could follow."""

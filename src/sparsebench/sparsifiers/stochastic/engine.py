@@ -23,6 +23,7 @@ from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
 from sparsebench.sparsifiers.stochastic.distribution import Distribution
 from sparsebench.sparsifiers.stochastic.layers import CONVERTIBLE, Activity, convert, restore
 from sparsebench.sparsifiers.stochastic.refusals import refuse_foreign_users, refuse_unconvertible, refuse_weight_readers
+from sparsebench.sparsifiers.stochastic.summed_divergence import summed_divergence
 
 __all__ = ["StochasticSparsifier"]
 
@@ -152,9 +153,9 @@ class StochasticSparsifier:
         weight = self._penalty * self._ramp.progress(self._step)
         if weight == 0.0:
             return torch.zeros((), device=self._selected[0].parameter.device)
-        # A sum over a layer's weights exceeds float16, and log alpha needs its constant, which float16 rounds to 0.
-        terms = [self._distribution.divergence(_full(s.parameter), _full(self._auxiliary(s))) for s in self._selected]
-        return weight * torch.stack(terms).sum()
+        weights = [selected.parameter for selected in self._selected]
+        auxiliaries = [self._auxiliary(selected) for selected in self._selected]
+        return weight * summed_divergence(self._distribution, weights, auxiliaries)
 
     def points(self) -> Iterator[EvaluationPoint]:
         """One point for each threshold.
@@ -334,10 +335,6 @@ def _fits(threshold: object, distribution: Distribution) -> bool:
     if not distribution.thresholded:
         return threshold is None
     return not isinstance(threshold, bool) and isinstance(threshold, Real) and math.isfinite(threshold)
-
-
-def _full(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _nothing() -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.sparsifiers.stochastic.distribution import Apply
+from sparsebench.sparsifiers.stochastic.distribution import Divergence
+from sparsebench.sparsifiers.stochastic.operations import Operation
 
 __all__ = ["HardConcrete", "evaluation_gate", "sample_gate"]
 
 # Louizos et al. 2018, section 4: temperature and the ends of the stretched interval.
 BETA, GAMMA, ZETA = 2.0 / 3.0, -0.1, 1.1
 INITIAL_DEVIATION = 0.01
+SHIFT = BETA * math.log(-GAMMA / ZETA)
 
 
 def sample_gate(log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -24,9 +28,14 @@ def sample_gate(log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         >>> sample_gate(torch.tensor([0.0, 9.0, -9.0]), torch.tensor([0.5, 0.5, 0.5]))
         tensor([0.5000, 1.0000, 0.0000])
     """
-    logistic = torch.log(uniform + 1e-8) - torch.log(1.0 - uniform)
-    concrete = torch.sigmoid((logistic + log_alpha) / BETA)
-    return (concrete * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
+    return stretched_sample(log_alpha, uniform).clamp_(0.0, 1.0)
+
+
+def stretched_sample(log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Binary concrete samples, stretched from [0, 1] to [gamma, zeta] and not yet clamped; autograd cannot follow it."""
+    # One logarithm of the quotient costs half as much as the difference of two.
+    logistic = (uniform + 1e-8).div_(1.0 - uniform).log_()
+    return logistic.add_(log_alpha).mul_(1.0 / BETA).sigmoid_().mul_(ZETA - GAMMA).add_(GAMMA)
 
 
 def evaluation_gate(log_alpha: torch.Tensor) -> torch.Tensor:
@@ -67,15 +76,15 @@ class HardConcrete:
 
     def sample_output(
         self,
-        apply: Apply,
-        look_up: bool,
+        operation: Operation,
         input: torch.Tensor,
         weight: torch.Tensor,
         auxiliary: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         """The layer with one sample of every weight's gate for the whole batch."""
-        return apply(input, weight * sample_gate(auxiliary, torch.rand_like(auxiliary)), bias)
+        gated: torch.Tensor = _Gated.apply(weight, auxiliary, torch.rand_like(auxiliary))
+        return operation(input, gated, bias)
 
     def mean_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
         """The weight times its evaluation gate."""
@@ -85,6 +94,30 @@ class HardConcrete:
         """Weights whose evaluation gate is not exactly zero; there is no threshold to choose."""
         return evaluation_gate(auxiliary) > 0.0
 
-    def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
+    def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> Divergence:
         """Expected number of open gates: the sum of `sigmoid(log alpha - beta log(-gamma/zeta))` (eq. 12)."""
-        return torch.sigmoid(auxiliary - BETA * math.log(-GAMMA / ZETA)).sum()
+        open_gates = (auxiliary - SHIFT).sigmoid_()
+        return Divergence(open_gates.sum(), None, (1.0 - open_gates).mul_(open_gates))
+
+
+class _Gated(torch.autograd.Function):
+    """Weights times sampled gates, with a gradient by hand: autograd would keep nine tensors of the weight's size, not two.
+
+    Arguments: weight, log_alpha, uniform.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        stretched = stretched_sample(log_alpha, uniform)
+        ctx.save_for_backward(weight, stretched)
+        return stretched.clamp(0.0, 1.0).mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        weight, stretched = ctx.saved_tensors
+        of_weight = stretched.clamp(0.0, 1.0).mul_(gradient)
+        # The gradient of the clamp, many times faster than a bool mask; then that of the stretched sigmoid, by its value.
+        of_gate = torch.ops.aten.hardtanh_backward(gradient * weight, stretched, 0.0, 1.0)
+        slope = (stretched - GAMMA).mul_(ZETA - stretched)
+        return of_weight, slope.mul_(of_gate).mul_(1.0 / ((ZETA - GAMMA) * BETA)), None

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from sparsebench.sparsifiers.stochastic.distribution import Distribution
+from sparsebench.sparsifiers.stochastic.operations import Convolution, LookUp, Matrix, Operation
 
 __all__ = ["CONVERTIBLE", "Activity", "convert", "restore"]
 
@@ -36,35 +36,21 @@ class Activity:
     evaluated: bool = False
 
 
-def _linear(layer: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return F.linear(input, weight, bias)
-
-
-def _convolution(layer: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    output: torch.Tensor = layer._conv_forward(input, weight, bias)
-    return output
-
-
-def _embedding(layer: Any, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    return F.embedding(input, weight, layer.padding_idx, scale_grad_by_freq=layer.scale_grad_by_freq)
-
-
-def _forward(operation: Callable[..., torch.Tensor], look_up: bool = False) -> Callable[..., torch.Tensor]:
-    """The forward pass of a converted layer whose plain operation this is."""
+def _forward(operation_of: Callable[[Any, torch.Tensor], tuple[Operation, torch.Tensor]]) -> Callable[..., torch.Tensor]:
+    """The forward pass of a converted layer, given what makes of layer and input an operation and its input."""
 
     def forward(layer: Any, input: torch.Tensor) -> torch.Tensor:
         activity: Activity = layer.activity
         weight, bias = layer.weight, getattr(layer, "bias", None)
         auxiliary = getattr(layer, activity.distribution.parameter)
+        operation, input = operation_of(layer, input)
         if activity.folded:
             activity.evaluated = True
-            return operation(layer, input, weight, bias)
+            return operation(input, weight, bias)
         if not layer.training:
-            return operation(layer, input, activity.distribution.mean_weight(weight, auxiliary), bias)
+            return operation(input, activity.distribution.mean_weight(weight, auxiliary), bias)
         activity.trained = True
-        return activity.distribution.sample_output(
-            lambda x, w, b: operation(layer, x, w, b), look_up, input, weight, auxiliary, bias
-        )
+        return activity.distribution.sample_output(operation, input, weight, auxiliary, bias)
 
     return forward
 
@@ -72,31 +58,31 @@ def _forward(operation: Callable[..., torch.Tensor], look_up: bool = False) -> C
 class StochasticLinear(nn.Linear):
     """A linear layer with noisy weights."""
 
-    forward = _forward(_linear)
+    forward = _forward(lambda layer, input: (Matrix(), input))
 
 
 class StochasticConv1d(nn.Conv1d):
     """A one-dimensional convolution with noisy weights."""
 
-    forward = _forward(_convolution)
+    forward = _forward(Convolution.of)
 
 
 class StochasticConv2d(nn.Conv2d):
     """A two-dimensional convolution with noisy weights."""
 
-    forward = _forward(_convolution)
+    forward = _forward(Convolution.of)
 
 
 class StochasticConv3d(nn.Conv3d):
     """A three-dimensional convolution with noisy weights."""
 
-    forward = _forward(_convolution)
+    forward = _forward(Convolution.of)
 
 
 class StochasticEmbedding(nn.Embedding):
     """An embedding with noisy weights."""
 
-    forward = _forward(_embedding, look_up=True)
+    forward = _forward(lambda layer, input: (LookUp.of(layer), input))
 
 
 CONVERTIBLE: Mapping[type[nn.Module], type[nn.Module]] = {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from sparsebench.sparsifiers.storage_order import storage_order
+
 __all__ = ["normal_like"]
 
 
@@ -14,6 +16,5 @@ def normal_like(tensor: torch.Tensor) -> torch.Tensor:
     slower.
     """
     noise = torch.empty_like(tensor)
-    order = sorted(range(noise.dim()), key=lambda axis: -noise.stride()[axis])
-    noise.permute(order).normal_()
+    noise.permute(storage_order(noise)).normal_()
     return noise

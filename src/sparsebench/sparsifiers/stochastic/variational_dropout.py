@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.sparsifiers.stochastic.distribution import Apply
+from sparsebench.sparsifiers.stochastic.distribution import Divergence
 from sparsebench.sparsifiers.stochastic.noise import normal_like
+from sparsebench.sparsifiers.stochastic.operations import Matrix, Operation
 
 __all__ = ["Noise", "VariationalDropout", "log_alpha"]
 
@@ -21,13 +22,15 @@ Noise = Literal["example", "position"]
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
 # Inside the root: without it a zero input has an infinite gradient.
 VARIANCE_FLOOR = 1e-8
+# Inside the logarithm of the squared weight, for the same reason.
+WEIGHT_FLOOR = 1e-8
 # log alpha in the KL term only: outside its gradient is nothing but rounding error.
 LOG_ALPHA_BOUND = 8.0
 
 
 def log_alpha(weight: torch.Tensor, log_sigma2: torch.Tensor) -> torch.Tensor:
     """Log of the ratio of variance to squared mean, `log sigma^2 - log(theta^2 + 1e-8)`."""
-    return log_sigma2 - torch.log(weight.square() + 1e-8)
+    return log_sigma2 - torch.log(weight.square() + WEIGHT_FLOOR)
 
 
 @dataclass(frozen=True)
@@ -66,25 +69,19 @@ class VariationalDropout:
 
     def sample_output(
         self,
-        apply: Apply,
-        look_up: bool,
+        operation: Operation,
         input: torch.Tensor,
         weight: torch.Tensor,
         auxiliary: torch.Tensor,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         """The local reparameterization: the output's own mean and variance, `sqrt(x^2 sigma^2 + 1e-8)` times noise."""
-        mean = apply(input, weight, bias)
-        # A one-hot vector is its own square.
-        squared = input if look_up else input.square()
-        variance = apply(squared, auxiliary.exp(), None)
-        # The floor is 0 in float16.
-        full = torch.promote_types(variance.dtype, torch.float32)
-        deviation = (variance.to(full) + VARIANCE_FLOOR).sqrt().to(variance.dtype)
-        noise_of = deviation.detach()
-        if self.noise == "example" and _is_positionwise(look_up, input, weight):
-            noise_of = noise_of.new_empty((deviation.shape[0], *(1 for _ in range(deviation.dim() - 2)), deviation.shape[-1]))
-        return torch.addcmul(mean, deviation, normal_like(noise_of))
+        mean = operation(input, weight, bias)
+        noise_of = mean.detach()
+        if self.noise == "example" and isinstance(operation, Matrix) and mean.dim() > 2:
+            noise_of = noise_of.new_empty((mean.shape[0], *(1 for _ in range(mean.dim() - 2)), mean.shape[-1]))
+        noisy: torch.Tensor = _WithNoise.apply(mean, input, auxiliary, normal_like(noise_of), operation)
+        return noisy
 
     def mean_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
         """The mean."""
@@ -95,12 +92,61 @@ class VariationalDropout:
         assert threshold is not None
         return log_alpha(weight, auxiliary) < threshold
 
-    def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
+    def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> Divergence:
         """KL divergence from the log-uniform prior: `k1 + log(1 + 1/alpha)/2 - k1 sigmoid(k2 + k3 log alpha)`, summed."""
-        clipped = log_alpha(weight, auxiliary).clamp(-LOG_ALPHA_BOUND, LOG_ALPHA_BOUND)
-        return (K1 + 0.5 * F.softplus(-clipped) - K1 * torch.sigmoid(K2 + K3 * clipped)).sum()
+        square = weight.square().add_(WEIGHT_FLOOR)
+        exact = auxiliary - square.log()
+        clipped = exact.clamp(-LOG_ALPHA_BOUND, LOG_ALPHA_BOUND)
+        sigmoid = clipped.mul(K3).add_(K2).sigmoid_()
+        inverse = clipped.neg_().exp_()
+        # The constant must not leave the sum: most weights' terms are small differences of larger numbers.
+        value = inverse.log1p().mul_(0.5).add_(K1).sub_(sigmoid, alpha=K1).sum()
+        # d/dx log(1 + exp(-x))/2 = -exp(-x)/(1 + exp(-x))/2, and d/dx sigmoid = sigmoid (1 - sigmoid).
+        derivative = (inverse / (inverse + 1.0)).mul_(-0.5).addcmul_(sigmoid, 1.0 - sigmoid, value=-K1 * K3)
+        by_log_alpha = _inside(derivative, exact, LOG_ALPHA_BOUND)
+        return Divergence(value, (by_log_alpha * weight).div_(square).mul_(-2.0), by_log_alpha)
 
 
-def _is_positionwise(look_up: bool, input: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the operation is a matrix applied at every position of [batch, ..., features]."""
-    return not look_up and weight.dim() == 2 and input.dim() > 2
+class _WithNoise(torch.autograd.Function):
+    """Mean plus deviation times noise, with a gradient by hand: autograd would keep four tensors of the output's size, not one.
+
+    Arguments: mean, input, log_sigma2, noise (broadcast over the mean), operation.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, mean: torch.Tensor, input: torch.Tensor, log_sigma2: torch.Tensor, noise: torch.Tensor, operation: Operation
+    ) -> torch.Tensor:
+        variance = operation(operation.square(input), log_sigma2.exp(), None)
+        # The floor is 0 in float16.
+        full = torch.promote_types(variance.dtype, torch.float32)
+        deviation = variance.to(full).add_(VARIANCE_FLOOR).sqrt_().to(variance.dtype)
+        ctx.operation = operation
+        # Twice the derivative of the output by the variance.
+        ctx.save_for_backward(input, log_sigma2, noise / deviation)
+        return torch.addcmul(mean, deviation, noise)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        input, log_sigma2, quotient = ctx.saved_tensors
+        twice = gradient * quotient
+        variance, squared = log_sigma2.exp(), ctx.operation.square(input)
+        # Under autocast the operation was done in a narrower type than that of its arguments.
+        twice_of_square, twice_of_variance = ctx.operation.gradients(
+            twice, _as(squared, twice), _as(variance, twice), ctx.needs_input_grad[1:3]
+        )
+        of_input = None if twice_of_square is None else twice_of_square.to(input.dtype).mul_(input)
+        of_log_sigma2 = None if twice_of_variance is None else variance.mul_(twice_of_variance).mul_(0.5)
+        return gradient, of_input, of_log_sigma2, None, None
+
+
+def _as(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The dtype of the other; indices stay indices."""
+    return tensor.to(other.dtype) if tensor.is_floating_point() else tensor
+
+
+def _inside(values: torch.Tensor, at: torch.Tensor, bound: float) -> torch.Tensor:
+    """The values where `at` is between -bound and bound, else 0: the gradient of a clamp, many times faster than a bool mask."""
+    chosen: torch.Tensor = torch.ops.aten.hardtanh_backward(values, at, -bound, bound)
+    return chosen
