@@ -79,6 +79,16 @@ def magnitude(**changes):
     return sparsebench.magnitude_pruning(**{"sparsity": 0.8, "begin": 2, "end": 10, "frequency": 3} | changes)
 
 
+def pruned(steps=12, model=None, **changes):
+    model = classifier() if model is None else model
+    sparsifier = magnitude(**changes)
+    sparsifier.prepare(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    sparsifier.attach(optimizer)
+    train(model, optimizer, range(steps))
+    return model, optimizer, sparsifier
+
+
 def dropped_weights_are_zero(model, sparsifier):
     parameters = dict(model.named_parameters())
     return all(bool((parameters[name].detach()[~mask] == 0).all()) for name, mask in sparsifier.masks().items())

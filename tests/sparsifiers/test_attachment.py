@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from masked_toys import classifier, dropped_weights_are_zero, loss_of, magnitude, matrices, train
+from masked_toys import classifier, dropped_weights_are_zero, loss_of, magnitude, matrices, pruned, train
 from torch import nn
 
 import sparsebench
@@ -15,16 +15,6 @@ from sparsebench.sparsifiers.dense import DenseBaseline
 
 def hooks_of(optimizer):
     return len(optimizer._optimizer_step_pre_hooks) + len(optimizer._optimizer_step_post_hooks)
-
-
-def started(steps=12, **changes):
-    model = classifier()
-    sparsifier = magnitude(**changes)
-    sparsifier.prepare(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    sparsifier.attach(optimizer)
-    train(model, optimizer, range(steps))
-    return model, optimizer, sparsifier
 
 
 def test_only_hooks_are_added():
@@ -123,7 +113,7 @@ def test_a_scheduler_of_the_learning_rate_does_not_disturb():
 
 
 def test_attaching_again_lets_go_of_the_old_optimizer():
-    model, old, sparsifier = started(steps=5)
+    model, old, sparsifier = pruned(steps=5)
     new = torch.optim.Adam(model.parameters(), lr=0.01)
     sparsifier.attach(new)
     assert hooks_of(old) == 0
@@ -138,7 +128,7 @@ def test_attaching_again_lets_go_of_the_old_optimizer():
 
 
 def test_a_refused_optimizer_leaves_the_old_attachment():
-    model, optimizer, sparsifier = started(steps=5)
+    model, optimizer, sparsifier = pruned(steps=5)
     with pytest.raises(SparsebenchError):
         sparsifier.attach(torch.optim.SGD([model.head.weight], lr=0.1))
     train(model, optimizer, range(5, 7))
@@ -146,7 +136,7 @@ def test_a_refused_optimizer_leaves_the_old_attachment():
 
 
 def test_preparing_another_model_lets_go_of_the_optimizer():
-    _, optimizer, sparsifier = started(steps=5)
+    _, optimizer, sparsifier = pruned(steps=5)
     sparsifier.prepare(matrices())
     assert hooks_of(optimizer) == 0
     optimizer.step()
@@ -154,7 +144,7 @@ def test_preparing_another_model_lets_go_of_the_optimizer():
 
 
 def test_peers_row_13_a_model_is_copied_and_pickled_as_any_other():
-    model, _, sparsifier = started()
+    model, _, sparsifier = pruned()
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert all(parameter.is_leaf and type(parameter) is nn.Parameter for parameter in other.parameters())
         assert dropped_weights_are_zero(other, sparsifier)
@@ -167,7 +157,7 @@ def test_peers_row_13_a_model_is_copied_and_pickled_as_any_other():
 
 
 def test_training_with_a_copied_optimizer_is_detected_and_attaching_to_the_copy_helps():
-    model, optimizer, sparsifier = started()
+    model, optimizer, sparsifier = pruned()
     copied_model, copied_optimizer, copied = copy.deepcopy((model, optimizer, sparsifier))
     assert hooks_of(copied_optimizer) == 0
     train(copied_model, copied_optimizer, range(12, 14))
@@ -186,7 +176,7 @@ def test_training_with_a_copied_optimizer_is_detected_and_attaching_to_the_copy_
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))], ids=["copy", "pickle"])
 def test_peers_row_13_model_optimizer_and_sparsifier_are_copied_together(duplicate):
-    original = started(steps=6)
+    original = pruned(steps=6)
     copied = duplicate(original)
     copied[2].attach(copied[1])
     for model, optimizer, _ in (original, copied):

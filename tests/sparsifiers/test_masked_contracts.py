@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from masked_toys import LanguageModel, batch, classifier, dropped_weights_are_zero, loss_of, magnitude, matrices, train
+from masked_toys import LanguageModel, batch, classifier, dropped_weights_are_zero, loss_of, magnitude, matrices, pruned, train
 from torch import nn
 
 import sparsebench
@@ -18,16 +18,6 @@ from sparsebench.sparsifiers.sparsifier import Sparsifier
 
 def one_shot(score=scores.magnitude, sparsity=0.5, **options):
     return MaskedSparsifier(score, allocation.Uniform(sparsity), schedules.one_shot(), **options)
-
-
-def pruned(steps=12, model=None, **changes):
-    model = classifier() if model is None else model
-    sparsifier = magnitude(**changes)
-    sparsifier.prepare(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-    sparsifier.attach(optimizer)
-    train(model, optimizer, range(steps))
-    return model, optimizer, sparsifier
 
 
 def test_it_is_a_sparsifier_with_one_point_and_no_penalty():

@@ -1,4 +1,4 @@
-"""What both engines do to weights they know by name: check that they are finite, zero the dropped ones of another model."""
+"""What both engines do to weights they know by name: check that they are finite, count and zero the dropped ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsebench.errors import SparsebenchError
 
-__all__ = ["check_finite", "zero_dropped"]
+__all__ = ["check_finite", "dropped_fraction", "zero_dropped"]
 
 
 @torch.no_grad()
@@ -30,6 +30,20 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], step: int) -> None
         # Finite terms can have an infinite sum.
         if not bool(tensor.isfinite().all()):
             raise SparsebenchError(f"{name!r} holds a NaN or an infinity after step {step}: the training diverged")
+
+
+def dropped_fraction(masks: Iterable[torch.Tensor]) -> float:
+    """Fraction in [0, 1] of the weights that masks drop, of all tensors together; masks of any dtype, nonzero where kept.
+
+    Example:
+        >>> dropped_fraction([torch.tensor([True, False]), torch.tensor([1.0, 1.0])])
+        0.25
+    """
+    weights = kept = 0
+    for mask in masks:
+        weights += mask.numel()
+        kept += int(mask.count_nonzero())
+    return (weights - kept) / weights
 
 
 @torch.no_grad()

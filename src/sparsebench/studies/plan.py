@@ -10,7 +10,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.registry import nearest
 from sparsebench.sparsifiers.registry import METHODS, Method
 from sparsebench.studies.study_file import MethodGrid, Study
-from sparsebench.training.config import RunConfig, method_parameters, resolve, takes_sequence
+from sparsebench.training.config import RunConfig, check_setting_names, method_parameters, resolve, takes_sequence
 from sparsebench.workloads.registry import WORKLOADS
 from sparsebench.workloads.workload import Recipe
 
@@ -37,12 +37,10 @@ def plan_runs(study: Study) -> list[RunConfig]:
         WORKLOADS.get(study.workload)
     except SparsebenchError as error:
         raise SparsebenchError(f"{study.where('workload')}: {error}") from error
-    for name in study.settings:
-        if name not in Recipe.model_fields:
-            raise SparsebenchError(
-                f"{study.where('settings')}: unknown setting {name!r}{nearest(name, Recipe.model_fields)}; "
-                f"known: {', '.join(Recipe.model_fields)}"
-            )
+    try:
+        check_setting_names(study.settings)
+    except SparsebenchError as error:
+        raise SparsebenchError(f"{study.where('settings')}: {error}") from error
     plans = [_settings_of(study, grid) for grid in study.methods]
     configs: dict[str, RunConfig] = {}
     for seed in study.seeds:

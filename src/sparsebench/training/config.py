@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -134,14 +134,24 @@ def build_sparsifier(config: RunConfig) -> Sparsifier:
     return entry.build(**arguments)
 
 
-def _resolve_recipe(task: Workload, entry: Method, settings: dict[str, Any]) -> Recipe:
-    for name, value in settings.items():
-        if isinstance(value, bool):
-            raise SparsebenchError(f"{name}={value!r}: expected a number or a name")
+def check_setting_names(names: Iterable[str]) -> None:
+    """Refuse what is no setting of a recipe.
+
+    Raises:
+        SparsebenchError: The message names the first one, and what there is.
+    """
+    for name in names:
         if name not in Recipe.model_fields:
             raise SparsebenchError(
                 f"unknown setting {name!r}{nearest(name, Recipe.model_fields)}; known: {', '.join(Recipe.model_fields)}"
             )
+
+
+def _resolve_recipe(task: Workload, entry: Method, settings: dict[str, Any]) -> Recipe:
+    check_setting_names(settings)
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            raise SparsebenchError(f"{name}={value!r}: expected a number or a name")
     if not entry.auxiliary:
         if settings.get("auxiliary_lr_scale") is not None:
             raise SparsebenchError(f"auxiliary_lr_scale: the method {entry.name!r} has no parameters of its own; leave it out")

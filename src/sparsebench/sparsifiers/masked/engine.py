@@ -19,7 +19,7 @@ from sparsebench.sparsifiers.masked.optimizer_state import clean_optimizer_state
 from sparsebench.sparsifiers.masked.schedules import Schedule
 from sparsebench.sparsifiers.masked.scores import LayerState, Score
 from sparsebench.sparsifiers.masked.structures import Element, Structure
-from sparsebench.sparsifiers.named_weights import check_finite, zero_dropped
+from sparsebench.sparsifiers.named_weights import check_finite, dropped_fraction, zero_dropped
 from sparsebench.sparsifiers.saved_state import check_saved_state, describe
 from sparsebench.sparsifiers.selection import SelectedWeight, select_weights, warn_of_dense
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
@@ -103,8 +103,7 @@ class MaskedSparsifier:
     def sparsity(self) -> float:
         """Fraction in [0, 1] of the chosen weights that the masks drop now."""
         self._prepared()
-        kept = sum(int(mask.count_nonzero()) for mask in self._masks)
-        return 1.0 - kept / sum(mask.numel() for mask in self._masks)
+        return dropped_fraction(self._masks)
 
     def prepare(self, model: nn.Module) -> None:
         """Pick the layers of `model` and begin with full masks, or with the schedule's first where it updates at step 0.

@@ -15,7 +15,7 @@ from torch import nn
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
 from sparsebench.sparsifiers.keyed_generator import keyed_generator
-from sparsebench.sparsifiers.named_weights import check_finite, zero_dropped
+from sparsebench.sparsifiers.named_weights import check_finite, dropped_fraction, zero_dropped
 from sparsebench.sparsifiers.ramp import Ramp
 from sparsebench.sparsifiers.saved_state import check_saved_state, describe
 from sparsebench.sparsifiers.selection import SelectedWeight, select_weights, warn_of_dense
@@ -84,7 +84,7 @@ class StochasticSparsifier:
     @property
     def sparsity(self) -> float:
         """Fraction in [0, 1] of the chosen weights that would be dropped now, at the first threshold."""
-        return self._sparsity(self.masks())
+        return dropped_fraction(self.masks().values())
 
     def prepare(self, model: nn.Module) -> None:
         """Convert the chosen layers of `model` and add their auxiliary parameters.
@@ -166,7 +166,7 @@ class StochasticSparsifier:
         self._prepared()
         self._check_finite()
         for threshold in self._thresholds:
-            sparsity = self._sparsity(self.masks(threshold))
+            sparsity = dropped_fraction(self.masks(threshold).values())
             yield EvaluationPoint(sparsity, threshold, self._activation(threshold))
 
     @torch.no_grad()
@@ -302,10 +302,6 @@ class StochasticSparsifier:
 
     def _auxiliary_name(self, selected: SelectedWeight) -> str:
         return f"{selected.layers[0][0]}.{self._distribution.parameter}".lstrip(".")
-
-    def _sparsity(self, masks: Mapping[str, torch.Tensor]) -> float:
-        weights = sum(mask.numel() for mask in masks.values())
-        return (weights - sum(int(mask.count_nonzero()) for mask in masks.values())) / weights
 
     def _check_finite(self) -> None:
         named: list[tuple[str, torch.Tensor]] = []
