@@ -254,3 +254,17 @@ def test_totals_are_sums_and_bounds_hold(sizes, sparsity, batch, seed, dtype):
     assert held.parameters == sum(p.numel() for p in model.parameters())
     assert held.bytes == sum(p.numel() * p.element_size() for p in model.parameters())
     assert held.compressed_bytes <= held.bytes
+
+
+def test_hugging_face_conv1d_counts_like_the_linear_layer_it_is():
+    class Conv1D(nn.Linear):
+        """What matters is the name: transformers need not be installed."""
+
+        def forward(self, x):
+            return x @ self.weight + self.bias
+
+    Conv1D.__module__, Conv1D.__qualname__ = "transformers.pytorch_utils", "Conv1D"
+    layer = Conv1D(3, 4)
+    layer.weight = nn.Parameter(torch.ones(3, 4))
+    (row,) = report(nn.Sequential(layer), torch.ones(2, 5, 3)).layers
+    assert (row.name, row.weights, row.multiply_adds) == ("0.weight", 12, 2 * 5 * 12)

@@ -6,11 +6,13 @@ import pytest
 import torch
 from masked_toys import Classifier, LanguageModel, classifier
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations, prune
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.layer_types import layer_types
 from sparsebench.sparsifiers.methods import freeze_masks
-from sparsebench.sparsifiers.selection import DEFAULT_TYPES, select_weights, warn_of_dense
+from sparsebench.sparsifiers.selection import select_weights, warn_of_dense
 
 
 def names(model, layers=None, **options):
@@ -35,7 +37,39 @@ def test_weights_of_linear_and_convolution_layers_are_chosen_and_biases_are_not(
 
 
 def test_every_supported_type_is_tested():
-    assert {*LAYERS, nn.Embedding} == set(DEFAULT_TYPES)
+    hugging_face = {kind for kind in layer_types() if kind.__module__ == "transformers.pytorch_utils"}
+    attention = {nn.MultiheadAttention, NonDynamicallyQuantizableLinear}
+    assert {*LAYERS, nn.Embedding, *RECURRENT, *attention} == set(layer_types()) - hugging_face
+
+
+RECURRENT = {
+    nn.RNN: ["weight_ih_l0", "weight_hh_l0"],
+    nn.LSTM: ["weight_ih_l0", "weight_hh_l0"],
+    nn.GRU: ["weight_ih_l0", "weight_hh_l0"],
+    nn.RNNCell: ["weight_ih", "weight_hh"],
+    nn.LSTMCell: ["weight_ih", "weight_hh"],
+    nn.GRUCell: ["weight_ih", "weight_hh"],
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT, ids=lambda kind: kind.__name__)
+def test_peers_row_15_weights_of_recurrent_layers_are_chosen_and_biases_are_not(kind):
+    assert names(nn.Sequential(kind(2, 3))) == [f"0.{weight}" for weight in RECURRENT[kind]]
+
+
+def test_all_weights_of_a_deep_bidirectional_projected_lstm_are_chosen():
+    model = nn.LSTM(3, 4, num_layers=2, bidirectional=True, proj_size=2)
+    assert names(model) == [name for name, _ in model.named_parameters() if name.startswith("weight")]
+    assert len(names(model)) == 12
+    assert names(model, ["!*_hr_*", "!*_reverse"]) == ["weight_ih_l0", "weight_hh_l0", "weight_ih_l1", "weight_hh_l1"]
+
+
+@pytest.mark.parametrize(("options", "weights"), [({}, ["in_proj_weight"]), ({"kdim": 2}, ["q", "k", "v"])])
+def test_projections_of_attention_are_chosen_and_are_matrices_of_their_own(options, weights):
+    weights = weights if len(weights) == 1 else [f"{name}_proj_weight" for name in weights]
+    selected = select_weights(nn.Sequential(nn.MultiheadAttention(4, 2, **options)))
+    assert [one.name for one in selected] == [*(f"0.{name}" for name in weights), "0.out_proj.weight"]
+    assert [one.matrices for one in selected] == [3 if len(weights) == 1 else 1] * len(weights) + [1]
 
 
 def test_the_model_itself_may_be_a_layer():
@@ -46,7 +80,7 @@ def test_the_model_itself_may_be_a_layer():
 def test_peers_row_21_a_tied_weight_is_chosen_once():
     (tied, hidden) = select_weights(LanguageModel(tied=True))
     assert (tied.name, hidden.name) == ("embedding.weight", "hidden.weight")
-    assert [name for name, _ in tied.layers] == ["embedding", "head"]
+    assert [holder.name for holder in tied.holders] == ["embedding", "head"]
 
 
 def test_embeddings_are_chosen_only_where_tied_or_named():
@@ -121,9 +155,7 @@ class MyLinear(nn.Linear):
     pass
 
 
-@pytest.mark.parametrize(
-    ("other", "kind"), [(MyLinear(3, 3), "MyLinear"), (nn.Bilinear(2, 2, 2), "Bilinear"), (nn.LSTM(2, 2), "LSTM")]
-)
+@pytest.mark.parametrize(("other", "kind"), [(MyLinear(3, 3), "MyLinear"), (nn.Bilinear(2, 2, 2), "Bilinear")])
 def test_layers_of_other_types_stay_dense_and_are_warned_about(other, kind):
     model = nn.ModuleDict({"known": nn.Linear(3, 3), "other": other})
     with pytest.warns(UserWarning, match=rf"stay dense, their types are not supported: other \({kind}\)$"):

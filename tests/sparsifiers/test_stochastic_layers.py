@@ -212,7 +212,7 @@ def test_embeddings_are_converted_when_named_or_tied_only(auxiliary, method):
 
 
 @both
-@pytest.mark.parametrize("left", [nn.LSTM(3, 3), nn.ConvTranspose2d(2, 2, 2), Subclass(3, 3), nn.Bilinear(2, 2, 2)])
+@pytest.mark.parametrize("left", [nn.LSTMCell(3, 3), nn.ConvTranspose2d(2, 2, 2), Subclass(3, 3), nn.Bilinear(2, 2, 2)])
 def test_layers_of_other_types_stay_dense_with_a_warning_that_names_them(auxiliary, method, left):
     model = nn.ModuleDict({"left": copy.deepcopy(left), "head": nn.Linear(2, 2)})
     with pytest.warns(UserWarning, match=rf"left \({type(left).__name__}\)"):

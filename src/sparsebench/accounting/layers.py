@@ -14,6 +14,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 __all__ = ["LAYER_KINDS", "Call", "LayerKind", "Use", "kind_of"]
 
+# A linear layer whose weight is [in, out]; by name, because transformers need not be installed.
+HUGGING_FACE_CONV1D = ("transformers.pytorch_utils", "Conv1D")
+
 
 class Call(NamedTuple):
     """One call of a layer, as a forward hook sees it."""
@@ -64,6 +67,8 @@ def kind_of(layer: nn.Module) -> LayerKind | None:
         >>> kind_of(nn.LayerNorm(3)) is None
         True
     """
+    if any((base.__module__, base.__qualname__) == HUGGING_FACE_CONV1D for base in type(layer).__mro__):
+        return LAYER_KINDS[0]
     return next((kind for kind in LAYER_KINDS if isinstance(layer, kind.types)), None)
 
 

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 from torch import nn
 from torch.nn.parameter import Parameter, UninitializedParameter
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.layer_types import EMBEDDINGS, WeightNames, layer_types, stacked_matrices
 from sparsebench.sparsifiers.sparsifier import LayerChoice
 
-__all__ = ["DEFAULT_TYPES", "SelectedWeight", "is_left_out", "select_weights", "warn_of_dense"]
+__all__ = ["Holder", "SelectedWeight", "is_left_out", "select_weights", "warn_of_dense"]
 
-DEFAULT_TYPES: tuple[type[nn.Module], ...] = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.Embedding,
-)
+
+class Holder(NamedTuple):
+    """A layer that holds a weight, by its name in the model, and the weight's name in the layer."""
+
+    name: str
+    layer: nn.Module
+    weight: str
 
 
 @dataclass(frozen=True)
@@ -33,22 +32,27 @@ class SelectedWeight:
 
     Attributes:
         name: The parameter's name in the model, as in `model.named_parameters()`.
-        layers: The layers that hold it, by name; more than one where the parameter is tied.
+        holders: The layers that hold it; more than one where the parameter is tied.
     """
 
     name: str
-    layers: tuple[tuple[str, nn.Module], ...]
+    holders: tuple[Holder, ...]
 
     @property
     def parameter(self) -> Parameter:
         """The parameter, looked up now: wrappers and `load_state_dict(assign=True)` replace parameters."""
-        weight = self.layers[0][1].weight
+        weight = getattr(self.holders[0].layer, self.holders[0].weight)
         assert isinstance(weight, Parameter)
         return weight
 
+    @property
+    def matrices(self) -> int:
+        """How many separate matrices of equal size the parameter holds, one below the other along its first axis."""
+        return stacked_matrices(self.holders[0].layer, self.holders[0].weight)
+
 
 def select_weights(
-    model: nn.Module, layers: LayerChoice = None, types: Collection[type[nn.Module]] = DEFAULT_TYPES
+    model: nn.Module, layers: LayerChoice = None, types: Mapping[type[nn.Module], WeightNames] | None = None
 ) -> list[SelectedWeight]:
     """Pick the weights to make sparse, in the model's order.
 
@@ -57,9 +61,10 @@ def select_weights(
 
     Args:
         model: Any module.
-        layers: None for the default; one or several patterns in shell style over layer names (`"encoder.*"`), those that start
-            with "!" excluding, any module (alone they take from the default); or a predicate on (name, module).
-        types: Exact layer types that may be chosen; each holds its weight as `weight`.
+        layers: None for the default; one or several patterns in shell style over the names of layers (`"encoder.*"`) or weights
+            (`"*.weight_hh_l0"`), those that start with "!" excluding, any module (alone they take from the default); or a
+            predicate on (name, module).
+        types: Exact layer types that may be chosen, with the names of their weights; None for all that are known.
 
     Returns:
         The chosen weights; a parameter used by several layers comes once.
@@ -70,23 +75,29 @@ def select_weights(
     for name, module in model.named_modules():
         if any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters(recurse=False)):
             raise SparsebenchError(f"{name!r} ({type(module).__name__}) has no weights yet: run the model once before prepare()")
-    candidates = [(name, module) for name, module in model.named_modules() if type(module) in types]
-    users: dict[int, list[tuple[str, nn.Module]]] = {}
-    for name, module in candidates:
-        users.setdefault(id(module.weight), []).append((name, module))
-    chosen = _chosen(model, candidates, users, layers)
+    types = layer_types() if types is None else types
+    candidates = [
+        Holder(name, module, weight)
+        for name, module in model.named_modules()
+        if type(module) in types
+        for weight in types[type(module)](module)
+    ]
+    holders: dict[int, list[Holder]] = {}
+    for holder in candidates:
+        holders.setdefault(_identity(holder), []).append(holder)
+    chosen = _chosen(model, candidates, holders, layers)
     if not chosen:
         names = ", ".join(sorted({kind.__name__ for kind in types}))
         what = f"layers={layers!r} leaves no layer" if layers is not None else "the model has no layer"
         raise SparsebenchError(f"{what} to make sparse: expected at least one of the exact types {names}")
     parameter_names = {id(parameter): name for name, parameter in model.named_parameters()}
     selected = []
-    for identity, group in users.items():
+    for identity, group in holders.items():
         if identity not in chosen:
             continue
         if identity not in parameter_names:
             raise SparsebenchError(
-                f"the weight of {group[0][0]!r} is not a parameter but computed from others (as by torch.nn.utils.prune or "
+                f"the weight of {group[0].name!r} is not a parameter but computed from others (as by torch.nn.utils.prune or "
                 "weight_norm): undo that before prepare(), or leave the layer out with layers="
             )
         selected.append(SelectedWeight(parameter_names[identity], tuple(group)))
@@ -105,29 +116,31 @@ def is_left_out(name: str, module: nn.Module, layers: LayerChoice) -> bool:
     return bool(includes) and not any(_names(pattern, name) for pattern in includes)
 
 
+def _identity(holder: Holder) -> int:
+    return id(getattr(holder.layer, holder.weight))
+
+
 def _chosen(
-    model: nn.Module,
-    candidates: Sequence[tuple[str, nn.Module]],
-    users: dict[int, list[tuple[str, nn.Module]]],
-    layers: LayerChoice,
+    model: nn.Module, candidates: Sequence[Holder], holders: Mapping[int, Sequence[Holder]], layers: LayerChoice
 ) -> set[int]:
     """Identities of the chosen parameters."""
-    default = {
-        id(module.weight)
-        for _, module in candidates
-        if not isinstance(module, nn.Embedding)
-        or any(not isinstance(other, nn.Embedding) for _, other in users[id(module.weight)])
-    }
+    default = {identity for identity, group in holders.items() if any(type(holder.layer) not in EMBEDDINGS for holder in group)}
     if layers is None:
         return default
     if callable(layers):
-        return {id(module.weight) for name, module in candidates if layers(name, module)}
+        return {_identity(holder) for holder in candidates if layers(holder.name, holder.layer)}
     includes, excludes = _patterns(layers)
-    matched = {pattern: {id(m.weight) for name, m in candidates if _names(pattern, name)} for pattern in includes + excludes}
+    matched = {
+        pattern: {
+            _identity(holder) for holder in candidates if _names(pattern, holder.name) or _names(pattern, _full_name(holder))
+        }
+        for pattern in includes + excludes
+    }
     for pattern, found in matched.items():
         # Something to exclude need not be of a type that could be chosen.
         if not found and not (pattern in excludes and any(_names(pattern, name) for name, _ in model.named_modules())):
-            known = ", ".join(repr(name) for name, _ in candidates[:8]) + (", ..." if len(candidates) > 8 else "")
+            names = list(dict.fromkeys(holder.name for holder in candidates))
+            known = ", ".join(repr(name) for name in names[:8]) + (", ..." if len(names) > 8 else "")
             raise SparsebenchError(f"layers: pattern {pattern!r} matches no layer; the layers are {known or 'none'}")
     chosen = set().union(*(matched[pattern] for pattern in includes)) if includes else default
     # A tied weight that one of its layers excludes is excluded: it cannot be sparse here and dense there.
@@ -140,17 +153,22 @@ def _patterns(layers: str | Sequence[str]) -> tuple[list[str], list[str]]:
     return [p for p in patterns if not p.startswith("!")], [p[1:] for p in patterns if p.startswith("!")]
 
 
+def _full_name(holder: Holder) -> str:
+    return f"{holder.name}.{holder.weight}".lstrip(".")
+
+
 def _names(pattern: str, name: str) -> bool:
+    # "encoder.*" names the module "encoder" too.
     return fnmatchcase(name, pattern) or fnmatchcase(f"{name}.weight".lstrip("."), pattern)
 
 
-def warn_of_dense(model: nn.Module, types: Collection[type[nn.Module]] = DEFAULT_TYPES) -> None:
+def warn_of_dense(model: nn.Module, types: Mapping[type[nn.Module], WeightNames] | None = None) -> None:
     """Name what stays dense by default: a method for "all layers" that silently skips some surprises everybody."""
+    known = (*(layer_types() if types is None else types), nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
     left = [
         f"{name or 'the model itself'} ({type(module).__name__})"
         for name, module in model.named_modules()
-        if type(module) not in (*types, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
-        and any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False))
+        if type(module) not in known and any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False))
     ]
     if left:
         warnings.warn(

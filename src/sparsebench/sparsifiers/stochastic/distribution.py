@@ -49,6 +49,9 @@ class Distribution(Protocol):
     ) -> torch.Tensor:
         """A layer's output in training; noise comes from torch's default generator."""
 
+    def sample_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
+        """A sample of every weight, one for the whole batch; noise comes from torch's default generator."""
+
     def mean_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
         """The weight used in evaluation, before any threshold."""
 

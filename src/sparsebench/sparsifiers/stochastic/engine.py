@@ -21,7 +21,7 @@ from sparsebench.sparsifiers.saved_state import check_saved_state, describe
 from sparsebench.sparsifiers.selection import SelectedWeight, select_weights, warn_of_dense
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
 from sparsebench.sparsifiers.stochastic.distribution import Distribution
-from sparsebench.sparsifiers.stochastic.layers import CONVERTIBLE, Activity, convert, restore
+from sparsebench.sparsifiers.stochastic.layers import Activity, auxiliary_name, convert, convertible_types, restore
 from sparsebench.sparsifiers.stochastic.refusals import refuse_foreign_users, refuse_unconvertible, refuse_weight_readers
 from sparsebench.sparsifiers.stochastic.summed_divergence import summed_divergence
 
@@ -96,20 +96,20 @@ class StochasticSparsifier:
                 model is then as it was.
         """
         refuse_wrapped(model)
-        selected = select_weights(model, self._layers, tuple(CONVERTIBLE))
+        selected = select_weights(model, self._layers, convertible_types())
         refuse_weight_readers(model, selected, self._layers)
         refuse_foreign_users(model, selected)
         if self._layers is None:
-            warn_of_dense(model, tuple(CONVERTIBLE))
+            warn_of_dense(model, convertible_types())
         for weight in selected:
-            for name, layer in weight.layers:
-                refuse_unconvertible(name, layer)
+            for holder in weight.holders:
+                refuse_unconvertible(holder.name, holder.layer)
         for weight in selected:
             parameter = weight.parameter
             start = self._distribution.initial(parameter.detach(), keyed_generator(self._seed, weight.name))
             auxiliary = nn.Parameter(start, requires_grad=parameter.requires_grad)
-            for _, layer in weight.layers:
-                convert(layer, self._distribution, auxiliary)
+            for holder in weight.holders:
+                convert(holder.layer, self._distribution, holder.weight, auxiliary)
         self._selected, self._model, self._step = selected, model, 0
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
@@ -207,9 +207,8 @@ class StochasticSparsifier:
         if self._attachment is not None:
             self._attachment.detach()
             self._attachment = None
-        for selected in self._selected:
-            for _, layer in selected.layers:
-                restore(layer)
+        for layer in list(self._layers_by_name().values()):
+            restore(layer)
         self._selected, self._model = [], None
         return model
 
@@ -288,20 +287,24 @@ class StochasticSparsifier:
             raise SparsebenchError(f"threshold={threshold!r}: expected a finite number")
         return threshold
 
+    def _layers_by_name(self) -> dict[str, nn.Module]:
+        """The converted layers; one that holds several weights comes once."""
+        return {holder.name: holder.layer for selected in self._selected for holder in selected.holders}
+
     def _activities(self) -> Iterator[tuple[str, Activity]]:
-        for selected in self._selected:
-            for name, layer in selected.layers:
-                activity = layer.activity
-                assert isinstance(activity, Activity)
-                yield name, activity
+        for name, layer in self._layers_by_name().items():
+            activity = layer.activity
+            assert isinstance(activity, Activity)
+            yield name, activity
 
     def _auxiliary(self, selected: SelectedWeight) -> nn.Parameter:
-        auxiliary = getattr(selected.layers[0][1], self._distribution.parameter)
+        auxiliary = getattr(selected.holders[0].layer, auxiliary_name(self._distribution, selected.holders[0].weight))
         assert isinstance(auxiliary, nn.Parameter)
         return auxiliary
 
     def _auxiliary_name(self, selected: SelectedWeight) -> str:
-        return f"{selected.layers[0][0]}.{self._distribution.parameter}".lstrip(".")
+        layer, _, weight = selected.holders[0]
+        return f"{layer}.{auxiliary_name(self._distribution, weight)}".lstrip(".")
 
     def _check_finite(self) -> None:
         named: list[tuple[str, torch.Tensor]] = []

@@ -83,8 +83,12 @@ class HardConcrete:
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         """The layer with one sample of every weight's gate for the whole batch."""
+        return operation(input, self.sample_weight(weight, auxiliary), bias)
+
+    def sample_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
+        """The weight times a sample of its gate."""
         gated: torch.Tensor = _Gated.apply(weight, auxiliary, torch.rand_like(auxiliary))
-        return operation(input, gated, bias)
+        return gated
 
     def mean_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
         """The weight times its evaluation gate."""

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["Convolution", "LookUp", "Matrix", "Operation"]
+__all__ = ["Convolution", "LookUp", "Matrix", "Operation", "TransposedMatrix"]
 
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None]
 
@@ -46,6 +46,25 @@ class Matrix(NamedTuple):
         """See Operation."""
         rows, values = gradient.reshape(-1, gradient.shape[-1]), input.reshape(-1, input.shape[-1])
         return gradient @ weight if needed[0] else None, rows.t() @ values if needed[1] else None
+
+
+class TransposedMatrix(NamedTuple):
+    """Multiplication of the last axis, [..., in] to [..., out], by a weight [in, out]."""
+
+    def __call__(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """`input @ weight + bias`."""
+        return F.linear(input, weight.t(), bias)
+
+    def square(self, input: torch.Tensor) -> torch.Tensor:
+        """See Operation."""
+        return input.square()
+
+    def gradients(
+        self, gradient: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, needed: tuple[bool, bool]
+    ) -> Gradients:
+        """See Operation."""
+        of_input, of_transposed = Matrix().gradients(gradient, input, weight.t(), needed)
+        return of_input, None if of_transposed is None else of_transposed.t()
 
 
 _CONVOLVE: Mapping[int, Callable[..., torch.Tensor]] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}

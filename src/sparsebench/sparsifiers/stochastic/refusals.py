@@ -29,7 +29,7 @@ def refuse_weight_readers(model: nn.Module, selected: Sequence[SelectedWeight], 
     Raises:
         SparsebenchError: There is one; the message names it.
     """
-    chosen = [name for weight in selected for name, _ in weight.layers]
+    chosen = [holder.name for weight in selected for holder in weight.holders]
     for name, module in model.named_modules():
         if not isinstance(module, WEIGHT_READERS):
             continue
@@ -49,7 +49,7 @@ def refuse_foreign_users(model: nn.Module, selected: Sequence[SelectedWeight]) -
         SparsebenchError: There is one; the message names it and its other user.
     """
     chosen = {id(weight.parameter): weight for weight in selected}
-    converted = {id(layer) for weight in selected for _, layer in weight.layers}
+    converted = {id(holder.layer) for weight in selected for holder in weight.holders}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             if id(parameter) in chosen and id(module) not in converted:

@@ -12,11 +12,11 @@ from torch.autograd.function import once_differentiable
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.stochastic.distribution import Divergence
 from sparsebench.sparsifiers.stochastic.noise import normal_like
-from sparsebench.sparsifiers.stochastic.operations import Matrix, Operation
+from sparsebench.sparsifiers.stochastic.operations import Matrix, Operation, TransposedMatrix
 
 __all__ = ["Noise", "VariationalDropout", "log_alpha"]
 
-Noise = Literal["example", "position"]
+Noise = Literal["example", "position", "weight"]
 
 # Molchanov et al. 2017, eq. 14.
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
@@ -41,7 +41,9 @@ class VariationalDropout:
         initial_log_sigma2: Log variance at the start.
         noise: "example": one draw per example and output unit, shared over the positions of [batch, ..., features] inputs of
             linear layers; "position": one draw per position. Convolutions draw for every output element, embeddings for every
-            position, under both (Kingma et al. 2015, arXiv 1506.02557, section 2.3; Gale et al. 2019).
+            position, under both (Kingma et al. 2015, arXiv 1506.02557, section 2.3; Gale et al. 2019). "weight": one draw per
+            weight for the whole batch, added to the weight: cheap, with gradients of higher variance. Recurrent layers always
+            have the latter.
 
     Raises:
         SparsebenchError: The log variance is not finite, or an unknown kind of noise.
@@ -56,7 +58,7 @@ class VariationalDropout:
         if isinstance(start, bool) or not isinstance(start, (int, float)) or not math.isfinite(start):
             raise SparsebenchError(f"initial_log_sigma2={start!r}: expected a finite number")
         if self.noise not in get_args(Noise):
-            raise SparsebenchError(f"noise={self.noise!r}: expected 'example' or 'position'")
+            raise SparsebenchError(f"noise={self.noise!r}: expected 'example', 'position' or 'weight'")
 
     @property
     def thresholded(self) -> bool:
@@ -76,12 +78,18 @@ class VariationalDropout:
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         """The local reparameterization: the output's own mean and variance, `sqrt(x^2 sigma^2 + 1e-8)` times noise."""
+        if self.noise == "weight":
+            return operation(input, self.sample_weight(weight, auxiliary), bias)
         mean = operation(input, weight, bias)
         noise_of = mean.detach()
-        if self.noise == "example" and isinstance(operation, Matrix) and mean.dim() > 2:
+        if self.noise == "example" and isinstance(operation, (Matrix, TransposedMatrix)) and mean.dim() > 2:
             noise_of = noise_of.new_empty((mean.shape[0], *(1 for _ in range(mean.dim() - 2)), mean.shape[-1]))
         noisy: torch.Tensor = _WithNoise.apply(mean, input, auxiliary, normal_like(noise_of), operation)
         return noisy
+
+    def sample_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
+        """The weight plus its deviation times noise (Kingma and Welling 2014)."""
+        return torch.addcmul(weight, auxiliary.mul(0.5).exp(), normal_like(auxiliary.detach()))
 
     def mean_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
         """The mean."""
