@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from sparsebench.accounting.report import LayerReport, Report, report
+from sparsebench.accounting.training_cost import TrainingCost
 
-__all__ = ["LayerReport", "Report", "report"]
+__all__ = ["LayerReport", "Report", "TrainingCost", "report"]

@@ -56,6 +56,10 @@ class DenseBaseline:
         """Zero."""
         return torch.zeros((), device=next(self._prepared().parameters()).device)
 
+    def training_work(self) -> dict[str, float]:
+        """Nothing to name: all weights are dense."""
+        return {}
+
     def points(self) -> Iterator[EvaluationPoint]:
         """One point of sparsity 0."""
         yield EvaluationPoint(0.0, None, contextlib.nullcontext)

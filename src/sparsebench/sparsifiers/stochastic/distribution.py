@@ -36,6 +36,10 @@ class Distribution(Protocol):
     def thresholded(self) -> bool:
         """Whether `kept` depends on a threshold; where not, it gets None."""
 
+    @property
+    def sampled_outputs(self) -> bool:
+        """Whether noise enters in the outputs, which takes two operations on a layer's input, or in the weights."""
+
     def initial(self, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The auxiliary parameter's values at the start, like `weight` in shape, dtype and memory format."""
 

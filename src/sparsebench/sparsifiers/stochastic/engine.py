@@ -21,7 +21,14 @@ from sparsebench.sparsifiers.saved_state import check_saved_state, describe
 from sparsebench.sparsifiers.selection import SelectedWeight, select_weights, warn_of_dense
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
 from sparsebench.sparsifiers.stochastic.distribution import Distribution
-from sparsebench.sparsifiers.stochastic.layers import Activity, auxiliary_name, convert, convertible_types, restore
+from sparsebench.sparsifiers.stochastic.layers import (
+    Activity,
+    auxiliary_name,
+    convert,
+    convertible_types,
+    restore,
+    samples_outputs,
+)
 from sparsebench.sparsifiers.stochastic.refusals import refuse_foreign_users, refuse_unconvertible, refuse_weight_readers
 from sparsebench.sparsifiers.stochastic.summed_divergence import summed_divergence
 
@@ -156,6 +163,15 @@ class StochasticSparsifier:
         weights = [selected.parameter for selected in self._selected]
         auxiliaries = [self._auxiliary(selected) for selected in self._selected]
         return weight * summed_divergence(self._distribution, weights, auxiliaries)
+
+    def training_work(self) -> dict[str, float]:
+        """For each weight, the multiply-adds of the next step as multiples of those of a dense forward pass; see Sparsifier.
+
+        Twice the dense training's where means and variances of outputs are computed, the dense training's where weights are sampled.
+        """
+        self._prepared()
+        twice = {s.name for s in self._selected if self._distribution.sampled_outputs and samples_outputs(s.holders[0].layer)}
+        return {s.name: 6.0 if s.name in twice else 3.0 for s in self._selected}
 
     def points(self) -> Iterator[EvaluationPoint]:
         """One point for each threshold.

@@ -67,6 +67,11 @@ class HardConcrete:
         """False: a weight is dropped where its evaluation gate is exactly zero."""
         return False
 
+    @property
+    def sampled_outputs(self) -> bool:
+        """False: a gate is a factor of its weight."""
+        return False
+
     def initial(self, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Normal numbers, drawn in row-major order."""
         # Neither the default device nor the default dtype may change what is drawn.

@@ -17,7 +17,7 @@ from sparsebench.sparsifiers.layer_types import WeightNames, hugging_face_conv1d
 from sparsebench.sparsifiers.stochastic.distribution import Distribution
 from sparsebench.sparsifiers.stochastic.operations import Convolution, LookUp, Matrix, Operation, TransposedMatrix
 
-__all__ = ["Activity", "auxiliary_name", "convert", "convertible_types", "restore"]
+__all__ = ["Activity", "auxiliary_name", "convert", "convertible_types", "restore", "samples_outputs"]
 
 
 @dataclass
@@ -171,6 +171,11 @@ def convert(layer: nn.Module, distribution: Distribution, weight: str, auxiliary
     name = auxiliary_name(distribution, weight)
     layer.register_parameter(name, auxiliary)
     activity.auxiliaries[weight] = name
+
+
+def samples_outputs(layer: nn.Module) -> bool:
+    """Whether noise can enter in a layer's outputs; that of recurrent layers is always in their weights."""
+    return not isinstance(layer, nn.RNNBase)
 
 
 def restore(layer: nn.Module) -> None:

@@ -65,6 +65,11 @@ class VariationalDropout:
         """True: the threshold is on log alpha."""
         return True
 
+    @property
+    def sampled_outputs(self) -> bool:
+        """True, unless the noise is that of weights."""
+        return self.noise != "weight"
+
     def initial(self, weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The same log variance for every weight."""
         return torch.full_like(weight, self.initial_log_sigma2)
