@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,6 +39,18 @@ class Method:
     auxiliary: bool = False
 
 
+def _unstructured(build: Callable[..., Sparsifier], **given: Any) -> Callable[..., Sparsifier]:
+    """A pruning method with values given, and without its later argument `structure`.
+
+    Results are found again by a hash over all arguments: one more would orphan those that there are.
+    """
+    fixed = functools.partial(build, **given)
+    signature = inspect.signature(fixed)
+    kept = [parameter for name, parameter in signature.parameters.items() if name != "structure"]
+    fixed.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    return fixed
+
+
 _PRUNING = {"begin": 0.0, "end": 0.5, "frequency": 0.02}
 _RAMP = {"begin": 0.0, "end": 0.4}
 _GALE = "Gale, Elsen and Hooker 2019, arXiv:1902.09574"
@@ -51,29 +64,43 @@ METHODS: Registry[Method] = Registry(
             "random",
             "gradual random pruning, every layer alike: the control that other methods must beat",
             _GALE,
-            methods.random_pruning,
+            _unstructured(methods.random_pruning),
             _PRUNING,
         ),
         Method(
             "magnitude",
             "gradual magnitude pruning, every layer alike; dropped weights may return",
             "Zhu and Gupta 2017, arXiv:1710.01878",
-            methods.magnitude_pruning,
+            _unstructured(methods.magnitude_pruning),
             _PRUNING,
         ),
         Method(
             "magnitude-global",
             "gradual magnitude pruning, all layers in one ranking",
             "Zhu and Gupta 2017, arXiv:1710.01878; Han et al. 2015, arXiv:1506.02626",
-            functools.partial(methods.magnitude_pruning, allocation="global"),
+            _unstructured(methods.magnitude_pruning, allocation="global"),
             _PRUNING,
         ),
         Method(
             "magnitude-erk",
             "gradual magnitude pruning, small layers denser (Erdos-Renyi-kernel)",
             "Zhu and Gupta 2017, arXiv:1710.01878; Evci et al. 2020, arXiv:1911.11134",
-            functools.partial(methods.magnitude_pruning, allocation="erdos-renyi-kernel"),
+            _unstructured(methods.magnitude_pruning, allocation="erdos-renyi-kernel"),
             _PRUNING,
+        ),
+        Method(
+            "magnitude-structured",
+            "gradual magnitude pruning of blocks, whole output channels or n:m patterns",
+            "Narang et al. 2017, arXiv:1711.02782; Mishra et al. 2021, arXiv:2104.08378",
+            methods.magnitude_pruning,
+            _PRUNING | {"structure": "block:4x4"},
+        ),
+        Method(
+            "random-structured",
+            "gradual random pruning of blocks, whole output channels or n:m patterns: the control of magnitude-structured",
+            _GALE,
+            methods.random_pruning,
+            _PRUNING | {"structure": "block:4x4"},
         ),
         Method(
             "variational-dropout",

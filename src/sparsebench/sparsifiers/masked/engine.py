@@ -14,7 +14,8 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
 from sparsebench.sparsifiers.keyed_generator import keyed_generator
 from sparsebench.sparsifiers.masked.allocation import Allocation, Group
-from sparsebench.sparsifiers.masked.masks import pack, top_scores, unpack
+from sparsebench.sparsifiers.masked.choice import checked_score, choose_masks
+from sparsebench.sparsifiers.masked.masks import pack, unpack
 from sparsebench.sparsifiers.masked.optimizer_state import clean_optimizer_state
 from sparsebench.sparsifiers.masked.schedules import Schedule
 from sparsebench.sparsifiers.masked.scores import LayerState, Score
@@ -46,7 +47,7 @@ class MaskedSparsifier:
         seed: Seed of scores that draw random numbers.
 
     Raises:
-        SparsebenchError: An unknown policy.
+        SparsebenchError: An unknown policy, or an allocation that the structure cannot have.
 
     Example:
         >>> from sparsebench.sparsifiers.masked import allocation, schedules, scores
@@ -74,6 +75,7 @@ class MaskedSparsifier:
         self._schedule = schedule
         self._policy = policy
         self._structure: Structure = structure or Element()
+        self._structure.check_allocation(allocation)
         self._layers = layers
         self._seed = seed
         self._step = 0
@@ -110,7 +112,8 @@ class MaskedSparsifier:
         """Pick the layers of `model` and begin with full masks, or with the schedule's first where it updates at step 0.
 
         Raises:
-            SparsebenchError: A pattern matches no layer, nothing can be made sparse, or the model is wrapped already.
+            SparsebenchError: A pattern matches no layer, nothing can be made sparse, a layer cannot have the structure, or the
+                model is wrapped already.
         """
         refuse_wrapped(model)
         self._detach()
@@ -118,6 +121,10 @@ class MaskedSparsifier:
         if self._layers is None:
             warn_of_dense(model)
         self._groups = self._allocation.groups(self._shapes())
+        by_name = {selected.name: selected for selected in self._selected}
+        for group in self._groups:
+            for name in group.names:
+                self._structure.check(by_name[name], group)
         self._model = model
         self._step = 0
         self._masks = [torch.ones_like(weight) for weight in self._weights()]
@@ -283,38 +290,20 @@ class MaskedSparsifier:
 
     def _choose(self, group: Group, positions: Sequence[int]) -> dict[str, torch.Tensor]:
         """Masks for the tensors that share a budget."""
-        weights = self._weights()
-        scores, units, candidates = [], 0, 0
-        for position in positions:
-            selected, weight, mask = self._selected[position], weights[position], self._masks[position].bool()
-            score = self._score(
-                LayerState(
-                    selected.name, weight.detach(), mask, weight.grad, keyed_generator(self._seed, self._step, selected.name)
-                )
-            )
-            if not isinstance(score, torch.Tensor) or score.shape != weight.shape or not score.is_floating_point():
-                what = f"{score.dtype} tensor of shape {tuple(score.shape)}" if isinstance(score, torch.Tensor) else repr(score)
-                raise SparsebenchError(
-                    f"the score of {selected.name!r} is a {what}: expected a tensor of floating-point numbers of shape "
-                    f"{tuple(weight.shape)}"
-                )
-            if score.numel() and not bool(score.amax() < math.inf):
-                raise SparsebenchError(f"the score of {selected.name!r} is not finite at step {self._step}")
-            if self._policy == "gone":
-                # Below any score, minus infinity too: what is gone must not win a tie.
-                score = score.clamp(min=torch.finfo(score.dtype).min).masked_fill(~mask, -math.inf)
-            scores.append(self._structure.reduce(score))
-            units += self._structure.units(weight.shape)
-            candidates += int(self._structure.reduce(mask).count_nonzero()) if self._policy == "gone" else 0
-        target = self._schedule.sparsity(self._step, group.sparsity)
-        keep = units - math.floor(target * units + 0.5)
-        if self._policy == "gone":
-            keep = min(keep, candidates)
-        kept = top_scores(scores, keep)
-        return {
-            self._selected[position].name: self._structure.expand(mask, weights[position].shape)
-            for position, mask in zip(positions, kept, strict=True)
-        }
+        selected = [self._selected[position] for position in positions]
+        masks = [self._masks[position].bool() for position in positions]
+        scores = [
+            checked_score(self._score, self._layer_state(weight, mask), self._step)
+            for weight, mask in zip(selected, masks, strict=True)
+        ]
+        sparsity = self._schedule.sparsity(self._step, group.sparsity)
+        kept = choose_masks(self._structure, selected, scores, masks if self._policy == "gone" else None, sparsity)
+        return {weight.name: mask for weight, mask in zip(selected, kept, strict=True)}
+
+    def _layer_state(self, selected: SelectedWeight, mask: torch.Tensor) -> LayerState:
+        weight = selected.parameter
+        generator = keyed_generator(self._seed, self._step, selected.name)
+        return LayerState(selected.name, weight.detach(), mask, weight.grad, generator)
 
     def _weights(self) -> list[torch.Tensor]:
         return [selected.parameter for selected in self._selected]
