@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparsebench.registry import Registry
-from sparsebench.sparsifiers import methods
+from sparsebench.sparsifiers import methods, sparse_training
 from sparsebench.sparsifiers.sparsifier import Sparsifier
 
 __all__ = ["METHODS", "Method"]
@@ -52,7 +52,9 @@ def _unstructured(build: Callable[..., Sparsifier], **given: Any) -> Callable[..
 
 
 _PRUNING = {"begin": 0.0, "end": 0.5, "frequency": 0.02}
+_MOVING = {"begin": 0.0, "end": 0.75, "frequency": 0.02}
 _RAMP = {"begin": 0.0, "end": 0.4}
+_RIGL = "Evci et al. 2020, arXiv:1911.11134"
 _GALE = "Gale, Elsen and Hooker 2019, arXiv:1902.09574"
 
 METHODS: Registry[Method] = Registry(
@@ -101,6 +103,33 @@ METHODS: Registry[Method] = Registry(
             _GALE,
             methods.random_pruning,
             _PRUNING | {"structure": "block:4x4"},
+        ),
+        Method(
+            "static",
+            "static sparse training: a random sparse network, trained as it is",
+            _RIGL,
+            sparse_training.static_sparse_training,
+        ),
+        Method(
+            "set",
+            "dynamic sparse training: the smallest weights move to random places",
+            "Mocanu et al. 2018, arXiv:1707.04780",
+            sparse_training.set_training,
+            _MOVING,
+        ),
+        Method(
+            "rigl",
+            "dynamic sparse training: the smallest weights move to where the gradient is largest",
+            _RIGL,
+            sparse_training.rigl,
+            _MOVING,
+        ),
+        Method(
+            "snfs",
+            "dynamic sparse training: the smallest weights move to where the momentum is largest, in any layer",
+            "Dettmers and Zettlemoyer 2019, arXiv:1907.04840",
+            sparse_training.snfs,
+            _MOVING,
         ),
         Method(
             "variational-dropout",

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.masked.masks import top_scores
 from sparsebench.sparsifiers.masked.scores import LayerState, Score
 from sparsebench.sparsifiers.masked.structures import Structure
 from sparsebench.sparsifiers.selection import SelectedWeight
 
-__all__ = ["checked_score", "choose_masks", "is_finite_score", "kept_units"]
+__all__ = ["best_units", "checked_score", "choose_masks", "kept_units"]
 
 
 def checked_score(score: Score, layer: LayerState, step: int) -> torch.Tensor:
@@ -29,14 +30,9 @@ def checked_score(score: Score, layer: LayerState, step: int) -> torch.Tensor:
             f"the score of {layer.name!r} is a {what}: expected a tensor of floating-point numbers of shape "
             f"{tuple(layer.weight.shape)}"
         )
-    if not is_finite_score(scores):
+    if scores.numel() and not bool(scores.amax() < math.inf):
         raise SparsebenchError(f"the score of {layer.name!r} is not finite at step {step}")
     return scores
-
-
-def is_finite_score(scores: torch.Tensor) -> bool:
-    """Whether scores hold neither NaN nor infinity; minus infinity is a score."""
-    return not scores.numel() or bool(scores.amax() < math.inf)
 
 
 def choose_masks(
@@ -63,11 +59,7 @@ def choose_masks(
     candidates = None
     if masks is not None:
         candidates = [kept_units(structure, mask, selected) for mask, selected in zip(masks, weights, strict=True)]
-        # Below any score, minus infinity too: what is gone must not win a tie.
-        units = [
-            unit.clamp(min=torch.finfo(unit.dtype).min).masked_fill(~may, -math.inf)
-            for unit, may in zip(units, candidates, strict=True)
-        ]
+        units = [_only(unit, may) for unit, may in zip(units, candidates, strict=True)]
     kept = structure.choose(units, candidates, sparsity)
     return [structure.expand(own, score.shape, layer) for own, score, layer in zip(kept, scores, layers, strict=True)]
 
@@ -76,3 +68,13 @@ def kept_units(structure: Structure, mask: torch.Tensor, selected: SelectedWeigh
     """Bool tensor over units: those of which a bool mask keeps anything."""
     units = structure.reduce(mask, selected.layers[0][1])
     return units if units.dtype == torch.bool else units > 0
+
+
+def best_units(scores: torch.Tensor, candidates: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` candidates of highest score, a bool tensor over units; of equal ones the first in row-major order."""
+    return top_scores([_only(scores, candidates)], count)[0]
+
+
+def _only(scores: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    # Below any score, minus infinity too: what is no candidate must not win a tie.
+    return scores.clamp(min=torch.finfo(scores.dtype).min).masked_fill(~candidates, -math.inf)
