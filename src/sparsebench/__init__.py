@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         random_pruning,
         variational_dropout,
     )
+    from sparsebench.sparsifiers.sparse_training import rigl, set_training, snfs, static_sparse_training
     from sparsebench.sparsifiers.sparsifier import EvaluationPoint, Sparsifier
 
 __all__ = [
@@ -28,6 +29,10 @@ __all__ = [
     "magnitude_pruning",
     "random_pruning",
     "report",
+    "rigl",
+    "set_training",
+    "snfs",
+    "static_sparse_training",
     "variational_dropout",
 ]
 
@@ -42,6 +47,10 @@ _HOMES = {
     "magnitude_pruning": "sparsebench.sparsifiers.methods",
     "random_pruning": "sparsebench.sparsifiers.methods",
     "report": "sparsebench.accounting",
+    "rigl": "sparsebench.sparsifiers.sparse_training",
+    "set_training": "sparsebench.sparsifiers.sparse_training",
+    "snfs": "sparsebench.sparsifiers.sparse_training",
+    "static_sparse_training": "sparsebench.sparsifiers.sparse_training",
     "variational_dropout": "sparsebench.sparsifiers.methods",
 }
 

@@ -12,6 +12,7 @@ from sparsebench.sparsifiers.dense import DenseBaseline
 from sparsebench.sparsifiers.masked import schedules, scores
 from sparsebench.sparsifiers.masked.allocation import LayerMap, allocation_by_name
 from sparsebench.sparsifiers.masked.engine import MaskedSparsifier, Policy
+from sparsebench.sparsifiers.masked.structures import structure_by_name
 from sparsebench.sparsifiers.ramp import Ramp
 from sparsebench.sparsifiers.selection import select_weights
 from sparsebench.sparsifiers.sparsifier import LayerChoice
@@ -47,6 +48,7 @@ def magnitude_pruning(
     allocation: str | Mapping[str, float] = "uniform",
     policy: Policy = "returning",
     initial_sparsity: float = 0.0,
+    structure: str | int = "element",
     layers: LayerChoice = None,
 ) -> MaskedSparsifier:
     """Gradual magnitude pruning (Zhu and Gupta 2017, arXiv 1710.01878), as in Gale et al. (2019).
@@ -64,6 +66,9 @@ def magnitude_pruning(
             layer pattern to sparsity, `sparsity` holding for the rest.
         policy: "returning" (the paper's) or "gone" (a dropped weight is lost; needs no memory for dropped values).
         initial_sparsity: Sparsity at `begin`, in [0, 1].
+        structure: What is kept or dropped together, by its mean score: "element" (single weights), "block:4x4" (outputs x
+            inputs, any size), "channel" (whole outputs), or "2:4" (any n:m of consecutive inputs, which fixes `sparsity` at
+            1 - n / m). Counts are then of such units. In the matrix of a convolution input channels run fastest.
         layers: Which layers: None for all linear, convolution and tied embedding layers, name patterns, or a predicate.
 
     Returns:
@@ -80,7 +85,7 @@ def magnitude_pruning(
     """
     chosen = allocation_by_name(allocation, sparsity)
     schedule = schedules.polynomial(begin, end, frequency, initial=initial_sparsity)
-    return MaskedSparsifier(scores.magnitude, chosen, schedule, policy, layers=layers)
+    return MaskedSparsifier(scores.magnitude, chosen, schedule, policy, structure_by_name(structure), layers)
 
 
 def random_pruning(
@@ -92,6 +97,7 @@ def random_pruning(
     allocation: str | Mapping[str, float] = "uniform",
     policy: Policy = "gone",
     initial_sparsity: float = 0.0,
+    structure: str | int = "element",
     layers: LayerChoice = None,
     seed: int = 0,
 ) -> MaskedSparsifier:
@@ -105,6 +111,7 @@ def random_pruning(
         allocation: As in `magnitude_pruning`.
         policy: "gone" (cumulative: what was dropped stays dropped), or "returning" (drawn anew at every update).
         initial_sparsity: Sparsity at `begin`, in [0, 1].
+        structure: As in `magnitude_pruning`.
         layers: As in `magnitude_pruning`.
         seed: Seed of the draw.
 
@@ -116,7 +123,7 @@ def random_pruning(
     """
     chosen = allocation_by_name(allocation, sparsity)
     schedule = schedules.polynomial(begin, end, frequency, initial=initial_sparsity)
-    return MaskedSparsifier(scores.random, chosen, schedule, policy, layers=layers, seed=seed)
+    return MaskedSparsifier(scores.random, chosen, schedule, policy, structure_by_name(structure), layers, seed)
 
 
 def freeze_masks(model: nn.Module, layers: LayerChoice = None) -> MaskedSparsifier:

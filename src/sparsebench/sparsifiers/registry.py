@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sparsebench.registry import Registry
-from sparsebench.sparsifiers import methods
+from sparsebench.sparsifiers import methods, sparse_training
 from sparsebench.sparsifiers.sparsifier import Sparsifier
 
 __all__ = ["METHODS", "Method"]
@@ -38,8 +39,22 @@ class Method:
     auxiliary: bool = False
 
 
+def _unstructured(build: Callable[..., Sparsifier], **given: Any) -> Callable[..., Sparsifier]:
+    """A pruning method with values given, and without its later argument `structure`.
+
+    Results are found again by a hash over all arguments: one more would orphan those that there are.
+    """
+    fixed = functools.partial(build, **given)
+    signature = inspect.signature(fixed)
+    kept = [parameter for name, parameter in signature.parameters.items() if name != "structure"]
+    fixed.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    return fixed
+
+
 _PRUNING = {"begin": 0.0, "end": 0.5, "frequency": 0.02}
+_MOVING = {"begin": 0.0, "end": 0.75, "frequency": 0.02}
 _RAMP = {"begin": 0.0, "end": 0.4}
+_RIGL = "Evci et al. 2020, arXiv:1911.11134"
 _GALE = "Gale, Elsen and Hooker 2019, arXiv:1902.09574"
 
 METHODS: Registry[Method] = Registry(
@@ -51,29 +66,70 @@ METHODS: Registry[Method] = Registry(
             "random",
             "gradual random pruning, every layer alike: the control that other methods must beat",
             _GALE,
-            methods.random_pruning,
+            _unstructured(methods.random_pruning),
             _PRUNING,
         ),
         Method(
             "magnitude",
             "gradual magnitude pruning, every layer alike; dropped weights may return",
             "Zhu and Gupta 2017, arXiv:1710.01878",
-            methods.magnitude_pruning,
+            _unstructured(methods.magnitude_pruning),
             _PRUNING,
         ),
         Method(
             "magnitude-global",
             "gradual magnitude pruning, all layers in one ranking",
             "Zhu and Gupta 2017, arXiv:1710.01878; Han et al. 2015, arXiv:1506.02626",
-            functools.partial(methods.magnitude_pruning, allocation="global"),
+            _unstructured(methods.magnitude_pruning, allocation="global"),
             _PRUNING,
         ),
         Method(
             "magnitude-erk",
             "gradual magnitude pruning, small layers denser (Erdos-Renyi-kernel)",
             "Zhu and Gupta 2017, arXiv:1710.01878; Evci et al. 2020, arXiv:1911.11134",
-            functools.partial(methods.magnitude_pruning, allocation="erdos-renyi-kernel"),
+            _unstructured(methods.magnitude_pruning, allocation="erdos-renyi-kernel"),
             _PRUNING,
+        ),
+        Method(
+            "magnitude-structured",
+            "gradual magnitude pruning of blocks, whole output channels or n:m patterns",
+            "Narang et al. 2017, arXiv:1711.02782; Mishra et al. 2021, arXiv:2104.08378",
+            methods.magnitude_pruning,
+            _PRUNING | {"structure": "block:4x4"},
+        ),
+        Method(
+            "random-structured",
+            "gradual random pruning of blocks, whole output channels or n:m patterns: the control of magnitude-structured",
+            _GALE,
+            methods.random_pruning,
+            _PRUNING | {"structure": "block:4x4"},
+        ),
+        Method(
+            "static",
+            "static sparse training: a random sparse network, trained as it is",
+            _RIGL,
+            sparse_training.static_sparse_training,
+        ),
+        Method(
+            "set",
+            "dynamic sparse training: the smallest weights move to random places",
+            "Mocanu et al. 2018, arXiv:1707.04780",
+            sparse_training.set_training,
+            _MOVING,
+        ),
+        Method(
+            "rigl",
+            "dynamic sparse training: the smallest weights move to where the gradient is largest",
+            _RIGL,
+            sparse_training.rigl,
+            _MOVING,
+        ),
+        Method(
+            "snfs",
+            "dynamic sparse training: the smallest weights move to where the momentum is largest, in any layer",
+            "Dettmers and Zettlemoyer 2019, arXiv:1907.04840",
+            sparse_training.snfs,
+            _MOVING,
         ),
         Method(
             "variational-dropout",

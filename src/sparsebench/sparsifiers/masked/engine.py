@@ -14,8 +14,11 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
 from sparsebench.sparsifiers.keyed_generator import keyed_generator
 from sparsebench.sparsifiers.masked.allocation import Allocation, Group
-from sparsebench.sparsifiers.masked.masks import pack, top_scores, unpack
+from sparsebench.sparsifiers.masked.choice import checked_score, choose_masks
+from sparsebench.sparsifiers.masked.masks import pack, unpack
+from sparsebench.sparsifiers.masked.movement import Movement
 from sparsebench.sparsifiers.masked.optimizer_state import clean_optimizer_state
+from sparsebench.sparsifiers.masked.regrowth import Regrowth
 from sparsebench.sparsifiers.masked.schedules import Schedule
 from sparsebench.sparsifiers.masked.scores import LayerState, Score
 from sparsebench.sparsifiers.masked.structures import Element, Structure
@@ -44,9 +47,11 @@ class MaskedSparsifier:
         structure: The units that are kept or dropped together.
         layers: Which layers; see `Sparsifier.prepare`.
         seed: Seed of scores that draw random numbers.
+        regrowth: How masks move after the schedule's only update, at step 0; None where they do not.
 
     Raises:
-        SparsebenchError: An unknown policy.
+        SparsebenchError: An unknown policy, an allocation that the structure cannot have, or a regrowth that does not go with
+            the rest.
 
     Example:
         >>> from sparsebench.sparsifiers.masked import allocation, schedules, scores
@@ -66,6 +71,7 @@ class MaskedSparsifier:
         structure: Structure | None = None,
         layers: LayerChoice = None,
         seed: int = 0,
+        regrowth: Regrowth | None = None,
     ) -> None:
         if policy not in get_args(Policy):
             raise SparsebenchError(f"policy={policy!r}: expected 'gone' or 'returning'")
@@ -74,6 +80,10 @@ class MaskedSparsifier:
         self._schedule = schedule
         self._policy = policy
         self._structure: Structure = structure or Element()
+        self._structure.check_allocation(allocation)
+        if regrowth is not None:
+            regrowth.check_composition(policy, schedule, self._structure)
+        self._regrowth = regrowth
         self._layers = layers
         self._seed = seed
         self._step = 0
@@ -83,6 +93,7 @@ class MaskedSparsifier:
         # In the weights' own dtype and memory format: multiplying by a bool mask is two to ten times slower.
         self._masks: list[torch.Tensor] = []
         self._aside: list[torch.Tensor] | None = None
+        self._movement: Movement | None = None
         self._attachment: Attachment | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,7 +120,8 @@ class MaskedSparsifier:
         """Pick the layers of `model` and begin with full masks, or with the schedule's first where it updates at step 0.
 
         Raises:
-            SparsebenchError: A pattern matches no layer, nothing can be made sparse, or the model is wrapped already.
+            SparsebenchError: A pattern matches no layer, nothing can be made sparse, a layer cannot have the structure, or the
+                model is wrapped already.
         """
         refuse_wrapped(model)
         self._detach()
@@ -117,10 +129,15 @@ class MaskedSparsifier:
         if self._layers is None:
             warn_of_dense(model)
         self._groups = self._allocation.groups(self._shapes())
+        by_name = {selected.name: selected for selected in self._selected}
+        for group in self._groups:
+            for name in group.names:
+                self._structure.check(by_name[name], group)
         self._model = model
         self._step = 0
         self._masks = [torch.ones_like(weight) for weight in self._weights()]
         self._aside = None
+        self._movement = Movement(self._regrowth, self._structure, self._selected, self._seed) if self._regrowth else None
         if self._schedule.updates_at(0):
             self._update()
 
@@ -169,7 +186,13 @@ class MaskedSparsifier:
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Zero the gradients of dropped weights; done before every step, and useful earlier where norms are clipped."""
+        """Zero the gradients of dropped weights; done before every step, and useful earlier where norms are clipped.
+
+        What regrowth needs of the dense gradients is taken first: call it once the gradients of a step are complete.
+        """
+        if self._movement is not None:
+            optimizer = self._attachment.optimizer if self._attachment else None
+            self._movement.take(self._masks, self._step + 1, optimizer)
         dense: list[tuple[torch.Tensor, torch.Tensor]] = []
         for weight, mask in zip(self._weights(), self._masks, strict=True):
             if weight.grad is None:
@@ -216,7 +239,7 @@ class MaskedSparsifier:
             "step": self._step,
             "masks": {name: pack(mask != 0) for name, mask in zip(names, self._masks, strict=True)},
             "aside": aside,
-        }
+        } | (self._movement.state_dict() if self._movement else {})
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -243,6 +266,8 @@ class MaskedSparsifier:
                 kept_aside = torch.zeros_like(weight)
                 kept_aside[~mask] = aside.to(weight)
                 asides.append(kept_aside)
+        if self._movement is not None:
+            self._movement.load_state_dict(state)
         self._masks, self._aside, self._step = masks, asides or None, state["step"]
         self._mask_weights()
 
@@ -252,6 +277,8 @@ class MaskedSparsifier:
         if self._schedule.updates_at(self._step):
             self._update()
         self._check_finite()
+        if self._movement is not None and (moved := self._movement.finish()):
+            self._install([moved.get(position, mask) for position, mask in enumerate(self._masks)])
 
     @torch.no_grad()
     def _mask_weights(self) -> None:
@@ -264,17 +291,19 @@ class MaskedSparsifier:
         if self._aside is not None:
             torch._foreach_add_(weights, self._aside)
         self._check_finite()
-        dropped_before = self._masks
         by_name = dict(zip((selected.name for selected in self._selected), range(len(self._selected)), strict=True))
         chosen: dict[str, torch.Tensor] = {}
         for group in self._groups:
             chosen.update(self._choose(group, [by_name[name] for name in group.names]))
-        self._masks = [
-            torch.empty_like(weight).copy_(chosen[selected.name])
-            for selected, weight in zip(self._selected, weights, strict=True)
-        ]
+        self._install([chosen[selected.name] for selected in self._selected])
+
+    @torch.no_grad()
+    def _install(self, chosen: Sequence[torch.Tensor]) -> None:
+        """Go over to other masks: zero what they drop, and let the optimizer forget what changed."""
+        weights, before = self._weights(), self._masks
+        self._masks = [torch.empty_like(weight).copy_(mask) for weight, mask in zip(weights, chosen, strict=True)]
         if self._attachment is not None:
-            stays = torch._foreach_mul(dropped_before, self._masks)
+            stays = torch._foreach_mul(before, self._masks)
             clean_optimizer_state(self._attachment.optimizer, weights, stays)
         if self._policy == "returning":
             self._aside = [weight - weight * mask for weight, mask in zip(weights, self._masks, strict=True)]
@@ -282,38 +311,20 @@ class MaskedSparsifier:
 
     def _choose(self, group: Group, positions: Sequence[int]) -> dict[str, torch.Tensor]:
         """Masks for the tensors that share a budget."""
-        weights = self._weights()
-        scores, units, candidates = [], 0, 0
-        for position in positions:
-            selected, weight, mask = self._selected[position], weights[position], self._masks[position].bool()
-            score = self._score(
-                LayerState(
-                    selected.name, weight.detach(), mask, weight.grad, keyed_generator(self._seed, self._step, selected.name)
-                )
-            )
-            if not isinstance(score, torch.Tensor) or score.shape != weight.shape or not score.is_floating_point():
-                what = f"{score.dtype} tensor of shape {tuple(score.shape)}" if isinstance(score, torch.Tensor) else repr(score)
-                raise SparsebenchError(
-                    f"the score of {selected.name!r} is a {what}: expected a tensor of floating-point numbers of shape "
-                    f"{tuple(weight.shape)}"
-                )
-            if score.numel() and not bool(score.amax() < math.inf):
-                raise SparsebenchError(f"the score of {selected.name!r} is not finite at step {self._step}")
-            if self._policy == "gone":
-                # Below any score, minus infinity too: what is gone must not win a tie.
-                score = score.clamp(min=torch.finfo(score.dtype).min).masked_fill(~mask, -math.inf)
-            scores.append(self._structure.reduce(score))
-            units += self._structure.units(weight.shape)
-            candidates += int(self._structure.reduce(mask).count_nonzero()) if self._policy == "gone" else 0
-        target = self._schedule.sparsity(self._step, group.sparsity)
-        keep = units - math.floor(target * units + 0.5)
-        if self._policy == "gone":
-            keep = min(keep, candidates)
-        kept = top_scores(scores, keep)
-        return {
-            self._selected[position].name: self._structure.expand(mask, weights[position].shape)
-            for position, mask in zip(positions, kept, strict=True)
-        }
+        selected = [self._selected[position] for position in positions]
+        masks = [self._masks[position].bool() for position in positions]
+        scores = [
+            checked_score(self._score, self._layer_state(weight, mask), self._step)
+            for weight, mask in zip(selected, masks, strict=True)
+        ]
+        sparsity = self._schedule.sparsity(self._step, group.sparsity)
+        kept = choose_masks(self._structure, selected, scores, masks if self._policy == "gone" else None, sparsity)
+        return {weight.name: mask for weight, mask in zip(selected, kept, strict=True)}
+
+    def _layer_state(self, selected: SelectedWeight, mask: torch.Tensor) -> LayerState:
+        weight = selected.parameter
+        generator = keyed_generator(self._seed, self._step, selected.name)
+        return LayerState(selected.name, weight.detach(), mask, weight.grad, generator)
 
     def _weights(self) -> list[torch.Tensor]:
         return [selected.parameter for selected in self._selected]
@@ -347,7 +358,7 @@ class MaskedSparsifier:
             "policy": self._policy,
             "seed": self._seed,
             "shapes": {name: list(shape) for name, shape in self._shapes().items()},
-        }
+        } | ({"regrowth": self._regrowth.description()} if self._regrowth else {})
 
     def _detach(self) -> None:
         if self._attachment is not None:

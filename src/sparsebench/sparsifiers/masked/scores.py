@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import torch
 
-__all__ = ["LayerState", "Score", "magnitude", "random"]
+__all__ = ["LayerState", "Score", "gradient_magnitude", "magnitude", "momentum_magnitude", "random"]
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,10 @@ class LayerState:
         name: The weight's parameter name.
         weight: The values that compete; under the policy "returning" dropped weights are there with the values they had.
         mask: The mask so far, bool, True where kept.
-        gradient: The gradient of the last step, zero where the mask dropped the weight; None before the first step.
+        gradient: The gradient of the last step, zero where the mask dropped the weight; None before the first step. A score
+            that regrows weights is given the dense gradient of the step instead.
         generator: A generator (on the CPU) of this layer's and this update's own, for scores that draw random numbers.
+        momentum: A dense average of the gradients, kept and dropped weights alike; None where no regrowth asks for it.
     """
 
     name: str
@@ -32,6 +34,7 @@ class LayerState:
     mask: torch.Tensor
     gradient: torch.Tensor | None
     generator: torch.Generator
+    momentum: torch.Tensor | None = None
 
 
 Score: TypeAlias = Callable[[LayerState], torch.Tensor]
@@ -53,3 +56,21 @@ def random(layer: LayerState) -> torch.Tensor:
         Numbers in [0, 1), of the weight's shape, drawn in row-major order whatever the memory format.
     """
     return torch.rand(layer.weight.shape, generator=layer.generator).to(layer.weight.device)
+
+
+def gradient_magnitude(layer: LayerState) -> torch.Tensor:
+    """The absolute gradient of each weight, which RigL regrows by (Evci et al. 2020, arXiv 1911.11134, algorithm 1).
+
+    Returns:
+        `|gradient|`, of the weight's shape; zero before the first step.
+    """
+    return torch.zeros_like(layer.weight) if layer.gradient is None else layer.gradient.abs()
+
+
+def momentum_magnitude(layer: LayerState) -> torch.Tensor:
+    """The absolute momentum of each weight, which SNFS regrows by (Dettmers and Zettlemoyer 2019, arXiv 1907.04840).
+
+    Returns:
+        `|momentum|`, of the weight's shape; zero where there is none.
+    """
+    return torch.zeros_like(layer.weight) if layer.momentum is None else layer.momentum.abs()

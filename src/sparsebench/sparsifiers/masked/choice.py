@@ -1,0 +1,80 @@
+"""Choosing masks: scores are asked for, checked, and the units of highest score are kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.masked.masks import top_scores
+from sparsebench.sparsifiers.masked.scores import LayerState, Score
+from sparsebench.sparsifiers.masked.structures import Structure
+from sparsebench.sparsifiers.selection import SelectedWeight
+
+__all__ = ["best_units", "checked_score", "choose_masks", "kept_units"]
+
+
+def checked_score(score: Score, layer: LayerState, step: int) -> torch.Tensor:
+    """A layer's scores, refused where they cannot be ranked.
+
+    Raises:
+        SparsebenchError: Not floating-point numbers of the weight's shape, or NaN or infinity among them; minus infinity, the
+            lowest score, is allowed.
+    """
+    scores = score(layer)
+    if not isinstance(scores, torch.Tensor) or scores.shape != layer.weight.shape or not scores.is_floating_point():
+        what = f"{scores.dtype} tensor of shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else repr(scores)
+        raise SparsebenchError(
+            f"the score of {layer.name!r} is a {what}: expected a tensor of floating-point numbers of shape "
+            f"{tuple(layer.weight.shape)}"
+        )
+    if scores.numel() and not bool(scores.amax() < math.inf):
+        raise SparsebenchError(f"the score of {layer.name!r} is not finite at step {step}")
+    return scores
+
+
+def choose_masks(
+    structure: Structure,
+    weights: Sequence[SelectedWeight],
+    scores: Sequence[torch.Tensor],
+    masks: Sequence[torch.Tensor] | None,
+    sparsity: float,
+) -> list[torch.Tensor]:
+    """Masks of weights that share a budget.
+
+    Args:
+        structure: The units that are kept or dropped together.
+        weights: The weights.
+        scores: Their scores, highest kept.
+        masks: Bool masks outside of which nothing may be kept; None where every weight competes.
+        sparsity: Fraction of the units to drop, in [0, 1].
+
+    Returns:
+        Bool masks, True where kept.
+    """
+    layers = [selected.layers[0][1] for selected in weights]
+    units = [structure.reduce(score, layer) for score, layer in zip(scores, layers, strict=True)]
+    candidates = None
+    if masks is not None:
+        candidates = [kept_units(structure, mask, selected) for mask, selected in zip(masks, weights, strict=True)]
+        units = [_only(unit, may) for unit, may in zip(units, candidates, strict=True)]
+    kept = structure.choose(units, candidates, sparsity)
+    return [structure.expand(own, score.shape, layer) for own, score, layer in zip(kept, scores, layers, strict=True)]
+
+
+def kept_units(structure: Structure, mask: torch.Tensor, selected: SelectedWeight) -> torch.Tensor:
+    """Bool tensor over units: those of which a bool mask keeps anything."""
+    units = structure.reduce(mask, selected.layers[0][1])
+    return units if units.dtype == torch.bool else units > 0
+
+
+def best_units(scores: torch.Tensor, candidates: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` candidates of highest score, a bool tensor over units; of equal ones the first in row-major order."""
+    return top_scores([_only(scores, candidates)], count)[0]
+
+
+def _only(scores: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+    # Below any score, minus infinity too: what is no candidate must not win a tie.
+    return scores.clamp(min=torch.finfo(scores.dtype).min).masked_fill(~candidates, -math.inf)

@@ -1,0 +1,162 @@
+"""What regrowth keeps between the moment at which gradients are dense and the end of the optimizer's step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.keyed_generator import keyed_generator
+from sparsebench.sparsifiers.masked.regrowth import Regrowth
+from sparsebench.sparsifiers.masked.scores import LayerState
+from sparsebench.sparsifiers.masked.structures import Structure
+from sparsebench.sparsifiers.selection import SelectedWeight
+
+__all__ = ["Movement"]
+
+
+class Movement:
+    """Chooses the next masks before gradients are masked, and hands them out once the step is completed.
+
+    A step that is skipped leaves everything as it was: what was taken is dropped when the next gradients come. Between two
+    updates nothing is done, and nothing is kept but the dense momentum of a regrowth that has one.
+
+    Args:
+        regrowth: When masks move, how far, and by which scores.
+        structure: The units that move.
+        weights: The weights.
+        seed: Seed of scores that draw random numbers.
+    """
+
+    def __init__(self, regrowth: Regrowth, structure: Structure, weights: Sequence[SelectedWeight], seed: int) -> None:
+        self._regrowth, self._structure, self._weights, self._seed = regrowth, structure, weights, seed
+        self.momentum: list[torch.Tensor] | None = None
+        if regrowth.momentum is not None:
+            self.momentum = [torch.zeros_like(selected.parameter, requires_grad=False) for selected in weights]
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what was taken from the last gradients."""
+        self._taken = False
+        self._problem: SparsebenchError | None = None
+        self._next_momentum: list[torch.Tensor] | None = None
+        self._chosen: dict[int, torch.Tensor] | None = None
+
+    @torch.no_grad()
+    def take(self, masks: Sequence[torch.Tensor], step: int, optimizer: torch.optim.Optimizer | None) -> None:
+        """Take from the dense gradients what the step that completes `step` steps needs of them.
+
+        Gradients that were masked since they were taken are not looked at again; new ones (of a later evaluation of a closure, or
+        after a step that GradScaler skipped) replace what was taken from the old ones.
+        """
+        if self.momentum is None and not self._regrowth.updates_at(step):
+            return
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is not None and bool(found_inf):
+            self.forget()
+            return
+        if self._taken and self._problem is None and self._are_masked(masks):
+            return
+        self.forget()
+        self._taken = True
+        scale = getattr(optimizer, "grad_scale", None)
+        gradients = [_dense(selected.parameter.grad) for selected in self._weights]
+        try:
+            if self.momentum is not None and self._regrowth.momentum is not None:
+                self._next_momentum = self._averaged(self.momentum, gradients, 1.0 - self._regrowth.momentum, scale, step)
+            if self._regrowth.updates_at(step):
+                self._chosen = self._choose(masks, gradients, step)
+        except SparsebenchError as problem:
+            # The step may yet be skipped, for that very reason.
+            self._next_momentum, self._chosen, self._problem = None, None, problem
+
+    def finish(self) -> dict[int, torch.Tensor]:
+        """The step is completed: its momentum holds; the masks that move with it, by position.
+
+        Raises:
+            SparsebenchError: The gradients could not be ranked.
+        """
+        problem, chosen, momentum = self._problem, self._chosen, self._next_momentum
+        self.forget()
+        if problem is not None:
+            raise problem
+        if momentum is not None:
+            self.momentum = momentum
+        return chosen or {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The dense momentum by parameter name, where there is one."""
+        if self.momentum is None:
+            return {}
+        named = zip(self._weights, self.momentum, strict=True)
+        return {"momentum": {selected.name: momentum.clone() for selected, momentum in named}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the dense momentum of a saved state, and forget what was taken from gradients.
+
+        Raises:
+            SparsebenchError: It is damaged.
+        """
+        self.forget()
+        if self.momentum is None:
+            return
+        saved, loaded = state.get("momentum"), []
+        for selected in self._weights:
+            value, weight = saved.get(selected.name) if isinstance(saved, Mapping) else None, selected.parameter
+            if not isinstance(value, torch.Tensor) or value.shape != weight.shape or not value.is_floating_point():
+                raise SparsebenchError(
+                    f"the saved state is damaged: no momentum of shape {tuple(weight.shape)} for {selected.name!r}"
+                )
+            loaded.append(torch.empty_like(weight, requires_grad=False).copy_(value))
+        self.momentum = loaded
+
+    def _averaged(
+        self,
+        momentum: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor | None],
+        weight: float,
+        scale: torch.Tensor | None,
+        step: int,
+    ) -> list[torch.Tensor]:
+        new = []
+        for selected, old, gradient in zip(self._weights, momentum, gradients, strict=True):
+            if gradient is not None:
+                unscaled = gradient if scale is None else gradient / scale.to(gradient.device)
+                old = torch.lerp(old, unscaled.to(old.dtype), weight)
+                if not bool(old.sum(dtype=torch.promote_types(old.dtype, torch.float32)).isfinite()):
+                    raise SparsebenchError(f"the gradient of {selected.name!r} is not finite at step {step}")
+            new.append(old)
+        return new
+
+    def _choose(
+        self, masks: Sequence[torch.Tensor], gradients: Sequence[torch.Tensor | None], step: int
+    ) -> dict[int, torch.Tensor]:
+        momentum: Sequence[torch.Tensor | None] = self._next_momentum or [None] * len(gradients)
+        # A layer without a gradient did not take part: nothing is known about it.
+        positions = [position for position, gradient in enumerate(gradients) if gradient is not None]
+        layers = [
+            LayerState(
+                self._weights[position].name,
+                self._weights[position].parameter.detach(),
+                masks[position].bool(),
+                gradients[position],
+                keyed_generator(self._seed, step, self._weights[position].name),
+                momentum[position],
+            )
+            for position in positions
+        ]
+        chosen = self._regrowth.choose(self._structure, [self._weights[position] for position in positions], layers, step)
+        return dict(zip(positions, chosen, strict=True))
+
+    def _are_masked(self, masks: Sequence[torch.Tensor]) -> bool:
+        for selected, mask in zip(self._weights, masks, strict=True):
+            gradient = _dense(selected.parameter.grad)
+            if gradient is not None and bool(gradient.masked_fill(mask.bool(), 0.0).any()):
+                return False
+        return True
+
+
+def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:
+    return gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient
