@@ -20,7 +20,7 @@ class TrainingCost:
     """Multiply-adds of a training, added up step by step, so that methods can be compared at equal cost.
 
     The convention is that of Evci et al. 2020 (RigL, arXiv 1911.11134, appendix H): a step costs each weight one multiply-add per
-    position in the forward pass and two in the backward pass, and hardware would skip every weight that is zero. It is theoretical:
+    position in the forward pass and two in the backward pass, on hardware that skips every zero weight. It is theoretical:
     dense kernels skip nothing. Optimizer, activations and attention scores are not counted.
 
     Args:
@@ -60,8 +60,8 @@ class TrainingCost:
         """Add one training step.
 
         Args:
-            work: For each weight, by parameter name, the multiply-adds of the step as a multiple of those of a dense forward pass:
-                what `Sparsifier.training_work` gives. Weights that are not named are dense.
+            work: For each weight, by parameter name, the multiply-adds of the step as a multiple of a dense forward pass's: what
+                `Sparsifier.training_work` gives. Weights that are not named are dense.
             examples: Examples in the step's batch.
         """
         saved = sum((DENSE_WORK - multiple) * self._forward.get(name, 0.0) for name, multiple in work.items())

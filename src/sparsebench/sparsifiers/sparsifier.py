@@ -87,6 +87,12 @@ class Sparsifier(Protocol):
     def penalty(self) -> torch.Tensor:
         """The scalar to add to the loss at this step: zero for pruning, the KL or L0 term for the others."""
 
+    def training_work(self) -> dict[str, float]:
+        """For each weight, by name, the multiply-adds of the next step as multiples of those of a dense forward pass.
+
+        3 is a dense step: forward pass, gradient of the input, gradient of the weight. What `accounting.TrainingCost` adds up.
+        """
+
     def points(self) -> Iterator[EvaluationPoint]:
         """The evaluation points of the network as it is now."""
 

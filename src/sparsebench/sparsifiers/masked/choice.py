@@ -54,7 +54,7 @@ def choose_masks(
     Returns:
         Bool masks, True where kept.
     """
-    layers = [selected.layers[0][1] for selected in weights]
+    layers = [selected.holders[0].layer for selected in weights]
     units = [structure.reduce(score, layer) for score, layer in zip(scores, layers, strict=True)]
     candidates = None
     if masks is not None:
@@ -66,7 +66,7 @@ def choose_masks(
 
 def kept_units(structure: Structure, mask: torch.Tensor, selected: SelectedWeight) -> torch.Tensor:
     """Bool tensor over units: those of which a bool mask keeps anything."""
-    units = structure.reduce(mask, selected.layers[0][1])
+    units = structure.reduce(mask, selected.holders[0].layer)
     return units if units.dtype == torch.bool else units > 0
 
 

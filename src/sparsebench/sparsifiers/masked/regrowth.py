@@ -17,7 +17,7 @@ import torch
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.masked.choice import best_units, checked_score, kept_units
 from sparsebench.sparsifiers.masked.schedules import Schedule
-from sparsebench.sparsifiers.masked.scores import LayerState, Score, magnitude
+from sparsebench.sparsifiers.masked.scores import LayerState, Score, magnitude, random
 from sparsebench.sparsifiers.masked.structures import Element, NOfM, Structure
 from sparsebench.sparsifiers.saved_state import describe
 from sparsebench.sparsifiers.selection import SelectedWeight
@@ -105,6 +105,10 @@ class Regrowth:
         """Whether masks move with the optimizer step that completes `step` steps."""
         return step > 0 and self.times.updates_at(step)
 
+    def reads_gradients(self, step: int) -> bool:
+        """Whether the optimizer step that completes `step` steps needs the gradients of dropped weights too."""
+        return self.momentum is not None or (self.updates_at(step) and self.grow is not random)
+
     def choose(
         self, structure: Structure, weights: Sequence[SelectedWeight], layers: Sequence[LayerState], step: int
     ) -> list[torch.Tensor]:
@@ -127,7 +131,7 @@ class Regrowth:
         masks = []
         for selected, layer, stay, count in zip(weights, layers, remaining, grown, strict=True):
             new = best_units(self._units(structure, self.grow, selected, layer, step), ~stay, count)
-            masks.append(structure.expand(stay | new, layer.weight.shape, selected.layers[0][1]))
+            masks.append(structure.expand(stay | new, layer.weight.shape, selected.holders[0].layer))
         return masks
 
     def description(self) -> dict[str, Any]:
@@ -141,7 +145,7 @@ class Regrowth:
 
     @staticmethod
     def _units(structure: Structure, score: Score, selected: SelectedWeight, layer: LayerState, step: int) -> torch.Tensor:
-        return structure.reduce(checked_score(score, layer, step), selected.layers[0][1])
+        return structure.reduce(checked_score(score, layer, step), selected.holders[0].layer)
 
 
 def apportion(total: int, shares: Sequence[float], capacities: Sequence[int]) -> list[int]:

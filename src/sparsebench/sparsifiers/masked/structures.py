@@ -292,5 +292,5 @@ def _all_but(scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor] 
 
 
 def _matrix_shape(selected: SelectedWeight) -> tuple[int, int]:
-    rows, columns = to_matrix(torch.empty(selected.parameter.shape, device="meta"), selected.layers[0][1]).shape
+    rows, columns = to_matrix(torch.empty(selected.parameter.shape, device="meta"), selected.holders[0].layer).shape
     return rows, columns

@@ -167,7 +167,7 @@ class StochasticSparsifier:
     def training_work(self) -> dict[str, float]:
         """For each weight, the multiply-adds of the next step as multiples of those of a dense forward pass; see Sparsifier.
 
-        Twice the dense training's where means and variances of outputs are computed, the dense training's where weights are sampled.
+        Twice those of the dense training where means and variances of outputs are computed, as many where weights are sampled.
         """
         self._prepared()
         twice = {s.name for s in self._selected if self._distribution.sampled_outputs and samples_outputs(s.holders[0].layer)}
