@@ -42,6 +42,9 @@ def record(seed: int = 0, method: str = "magnitude", thresholds: tuple[float | N
         "peak_memory_bytes": 1000,
         "weights_sha256": "0" * 64,
         "environment": {},
+        "dense_multiply_adds": 1000,
+        "training_multiply_adds": 3e6,
+        "dense_training_multiply_adds": 4e6,
         "points": tuple(
             PointRecord(
                 target_sparsity=0.9 if threshold is None else None,
@@ -49,6 +52,7 @@ def record(seed: int = 0, method: str = "magnitude", thresholds: tuple[float | N
                 sparsity=0.75,
                 metrics={"validation": {"accuracy": 90.0, "loss": 0.5}, "test": {"accuracy": 89.0, "loss": 0.6}},
                 layers=LAYERS,
+                multiply_adds=250,
             )
             for threshold in thresholds
         ),
@@ -65,7 +69,7 @@ def write(directory: Path, *records: RunRecord) -> Path:
 
 
 def test_results_have_a_row_for_each_evaluation_split_and_metric(tmp_path: Path) -> None:
-    one, other = record(), record(1, "variational-dropout", (3.0, 1.0), peak_memory_bytes=None)
+    one, other = record(), record(1, "variational-dropout", (3.0, 1.0), peak_memory_bytes=None, training_multiply_adds=None)
     write(tmp_path, one, other)
     (tmp_path / "study.json").write_text(json.dumps({"name": "mine"}))
     rows = pq.read_table(open_tables(tmp_path).results).to_pylist()
@@ -91,11 +95,14 @@ def test_results_have_a_row_for_each_evaluation_split_and_metric(tmp_path: Path)
         "steps": 100,
         "seconds": 1.5,
         "peak_memory_bytes": 1000,
+        "inference_cost": 0.25,
+        "training_cost": 0.75,
         "config": '{"method":"magnitude","parameters":{"sparsity":0.9},"seed":0}',
     }
     assert found[other.run_id, 1.0, "validation", "loss"]["value"] == 0.5
     assert found[other.run_id, 1.0, "validation", "loss"]["primary_metric"] is False
     assert found[other.run_id, 1.0, "validation", "loss"]["peak_memory_bytes"] is None
+    assert found[other.run_id, 1.0, "validation", "loss"]["training_cost"] is None
     assert found[other.run_id, 3.0, "test", "accuracy"]["target_sparsity"] is None
 
 

@@ -55,6 +55,12 @@ def test_record_says_what_the_model_file_holds(tmp_path: Path, technique: str) -
     assert [point.target_sparsity for point in record.points] == [asked] * len(record.points)
     thresholds = [3.0, 1.0] if technique == "variational dropout" else [None]
     assert [point.threshold for point in record.points] == thresholds
+    # What a weight is multiplied at does not depend on how many of its neighbours are zero.
+    assert all(0 < point.multiply_adds <= record.dense_multiply_adds for point in record.points)
+    assert record.dense_training_multiply_adds == STEPS * config.recipe.batch_size * 3 * record.dense_multiply_adds
+    relative = record.training_multiply_adds / record.dense_training_multiply_adds
+    assert relative == {"dense": 1.0, "variational dropout": 2.0, "l0": 1.0}.get(technique, relative) > 0.0
+    assert (relative < 1.0) == (asked is not None)
 
 
 def test_lower_threshold_drops_more(tmp_path: Path) -> None:

@@ -24,17 +24,12 @@ class TrainingCost:
     dense kernels skip nothing. Optimizer, activations and attention scores are not counted.
 
     Args:
-        model: The network, before or after `prepare`; it is run once and left as it was.
-        example_input: What the model is called with, as in `report`.
-        examples: How many examples that input holds.
-
-    Raises:
-        SparsebenchError: `examples` is below 1.
+        forward: For each weight, by parameter name, the multiply-adds of a dense forward pass for one example.
 
     Example:
         >>> import sparsebench, torch
         >>> model = nn.Linear(10, 10)
-        >>> cost = TrainingCost(model, torch.ones(1, 10), examples=1)
+        >>> cost = TrainingCost.of(model, torch.ones(1, 10))
         >>> sparsifier = sparsebench.random_pruning(sparsity=0.9, begin=0, end=0, frequency=1)
         >>> sparsifier.prepare(model)
         >>> cost.add_step(sparsifier.training_work(), examples=32)
@@ -42,14 +37,27 @@ class TrainingCost:
         (960.0, 9600.0)
     """
 
-    def __init__(self, model: nn.Module, example_input: Any, examples: int) -> None:
-        if examples < 1:
-            raise SparsebenchError(f"examples={examples}: expected the number of examples in the input, at least 1")
-        rows = report(model, example_input).layers
-        self._forward = {row.name: (row.multiply_adds or 0) / examples for row in rows}
+    def __init__(self, forward: Mapping[str, float]) -> None:
+        self._forward = dict(forward)
         self._dense_step = DENSE_WORK * sum(self._forward.values())
         self.multiply_adds = 0.0
         self.dense_multiply_adds = 0.0
+
+    @classmethod
+    def of(cls, model: nn.Module, example_input: Any, examples: int = 1) -> TrainingCost:
+        """The cost of training a network, which is run once and left as it was.
+
+        Args:
+            model: The network, before or after `prepare`.
+            example_input: What the model is called with, as in `report`.
+            examples: How many examples that input holds, at least 1.
+
+        Raises:
+            SparsebenchError: `examples` is below 1.
+        """
+        if examples < 1:
+            raise SparsebenchError(f"examples={examples}: expected the number of examples in the input, at least 1")
+        return cls({row.name: (row.multiply_adds or 0) / examples for row in report(model, example_input).layers})
 
     @property
     def relative(self) -> float:

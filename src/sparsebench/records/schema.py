@@ -31,7 +31,8 @@ class PointRecord(_Record):
 
     `sparsity` is the fraction of exact zeros among the sparsifiable weights of the network; `target_sparsity` what the method
     was asked for (None where the method finds its own); `threshold` the log-alpha threshold (None where there is none).
-    `metrics` maps a split to metric names and values; percentages are in per cent.
+    `metrics` maps a split to metric names and values; percentages are in per cent. `multiply_adds`: of its non-zero weights
+    for one example: theoretical, not a measured speed (None where unknown).
     """
 
     target_sparsity: Fraction | None
@@ -39,6 +40,7 @@ class PointRecord(_Record):
     sparsity: Fraction
     metrics: dict[Literal["validation", "test"], dict[str, float]]
     layers: tuple[LayerRecord, ...]
+    multiply_adds: int | None = Field(default=None, ge=0)
 
 
 class RunRecord(_Record):
@@ -47,7 +49,9 @@ class RunRecord(_Record):
     `metric` names the primary metric, by which points are chosen; it is always one where higher is better. `seconds` is
     training time, evaluation and data loading left out. `peak_memory_bytes` is how far the resident memory of the process rose
     above what it held when the run began (None where the system does not tell). `weights_sha256` is a hash over names, shapes and
-    bits of the final weights, so that two runs can be compared to the last bit.
+    bits of the final weights, so that two runs can be compared to the last bit. `dense_multiply_adds`: of the dense network
+    for one example; `training_multiply_adds` the integral over the training, by the convention of `accounting.TrainingCost`, and
+    `dense_training_multiply_adds` that of the dense training of as many steps (None where unknown).
     """
 
     format: Literal[1] = 1
@@ -63,6 +67,9 @@ class RunRecord(_Record):
     peak_memory_bytes: int | None
     weights_sha256: str
     environment: dict[str, str]
+    dense_multiply_adds: int | None = Field(default=None, ge=0)
+    training_multiply_adds: float | None = Field(default=None, ge=0.0)
+    dense_training_multiply_adds: float | None = Field(default=None, ge=0.0)
     points: tuple[PointRecord, ...] = Field(min_length=1)
 
 

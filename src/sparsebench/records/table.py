@@ -38,6 +38,8 @@ RESULTS_SCHEMA = pa.schema(
         ("steps", pa.int64()),
         ("seconds", pa.float64()),
         ("peak_memory_bytes", pa.int64()),
+        ("inference_cost", pa.float64()),  # multiply-adds as multiples of the dense network's, and of its training: theoretical
+        ("training_cost", pa.float64()),
         ("config", pa.string()),
     ]
 )
@@ -117,7 +119,7 @@ def _study_name(directory: Path) -> str | None:
 
 
 def _fingerprint(finished: Iterable[RunFolder], study: str | None) -> bytes:
-    digest = hashlib.sha256(f"1 {study}\n".encode())
+    digest = hashlib.sha256(f"2 {study}\n".encode())
     for folder in finished:
         status = folder.result_path.stat()
         digest.update(f"{folder.path.name} {status.st_mtime_ns} {status.st_size}\n".encode())
@@ -154,6 +156,7 @@ def _result_rows(record: RunRecord, study: str | None) -> Iterator[dict[str, Any
         "steps": record.steps,
         "seconds": record.seconds,
         "peak_memory_bytes": record.peak_memory_bytes,
+        "training_cost": _ratio(record.training_multiply_adds, record.dense_training_multiply_adds),
         "config": canonical_json(record.config),
     }
     for point in record.points:
@@ -163,11 +166,16 @@ def _result_rows(record: RunRecord, study: str | None) -> Iterator[dict[str, Any
                     "target_sparsity": point.target_sparsity,
                     "sparsity": point.sparsity,
                     "threshold": point.threshold,
+                    "inference_cost": _ratio(point.multiply_adds, record.dense_multiply_adds),
                     "split": split,
                     "metric": metric,
                     "primary_metric": metric == record.metric,
                     "value": value,
                 }
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
 
 
 def _layer_rows(record: RunRecord) -> Iterator[dict[str, Any]]:

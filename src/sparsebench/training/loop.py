@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsebench.accounting import TrainingCost
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.atomic import atomic_file
 from sparsebench.records.run_folder import RunFolder
@@ -48,6 +49,7 @@ class TrainingState:
     model: nn.Module
     sparsifier: Sparsifier
     optimizer: torch.optim.Optimizer
+    cost: TrainingCost
     step: int = 0
     seconds: float = 0.0
     peak_memory_bytes: int | None = 0
@@ -65,6 +67,7 @@ class TrainingState:
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "sparsifier": self.sparsifier.state_dict(),
+                "cost": self.cost.state_dict(),
                 "noise": torch.get_rng_state(),
             },
         )
@@ -82,6 +85,7 @@ class TrainingState:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
             self.sparsifier.load_state_dict(saved["sparsifier"])
+            self.cost.load_state_dict(saved["cost"])
             torch.set_rng_state(saved["noise"])
             self.step, self.seconds = int(saved["step"]), float(saved["seconds"])
             self.peak_memory_bytes, self.curve = saved["peak_memory_bytes"], list(saved["curve"])
@@ -149,6 +153,7 @@ def run_steps(
                 f"the loss is {loss_value} at step {state.step + 1} ({config.workload}, {config.method}, seed {config.seed}): "
                 "the training diverged; try a smaller learning_rate or penalty"
             )
+        state.cost.add_step(state.sparsifier.training_work(), recipe.batch_size)
         state.optimizer.zero_grad()
         torch.autograd.backward(loss)
         state.optimizer.step()

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from sparsebench.accounting import report
+from sparsebench.accounting import TrainingCost
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.atomic import atomic_file, make_directory
 from sparsebench.records.run_folder import RunFolder
@@ -23,6 +23,7 @@ from sparsebench.sparsifiers.selection import select_weights
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, Sparsifier
 from sparsebench.training.checkpoint import weights_hash
 from sparsebench.training.config import RunConfig, build_sparsifier
+from sparsebench.training.cost import report_of_example
 from sparsebench.training.loop import Observer, TrainingState, run_steps, write_curve
 from sparsebench.training.memory import PeakMemory
 from sparsebench.training.warm_up import warm_up
@@ -97,10 +98,11 @@ def _train(config: RunConfig, folder: RunFolder, checkpoint_seconds: float, obse
     memory = PeakMemory()
     model = workload.build_model()
     prunable = [selected.name for selected in select_weights(model)]
+    cost = TrainingCost({row.name: row.multiply_adds or 0 for row in report_of_example(workload, model)})
     sparsifier.prepare(model)
     optimizer = _optimizer(config.recipe, sparsifier)
     sparsifier.attach(optimizer)
-    state = TrainingState(model, sparsifier, optimizer)
+    state = TrainingState(model, sparsifier, optimizer, cost)
     state.restore(folder)
     run_steps(config, workload, state, folder, memory, checkpoint_seconds, observe)
     points = tuple(_evaluate(config, workload, model, point, prunable) for point in sparsifier.points())
@@ -117,6 +119,9 @@ def _train(config: RunConfig, folder: RunFolder, checkpoint_seconds: float, obse
         steps=config.recipe.steps,
         seconds=state.seconds,
         peak_memory_bytes=state.peak_memory_bytes,
+        dense_multiply_adds=sum(row.multiply_adds or 0 for row in report_of_example(workload, finalized)),
+        training_multiply_adds=cost.multiply_adds,
+        dense_training_multiply_adds=cost.dense_multiply_adds,
         weights_sha256=weights_hash(finalized.state_dict()),
         environment=_environment(config.recipe),
         points=points,
@@ -129,7 +134,8 @@ def _evaluate(
     """Metrics of one point on both splits, and how sparse each layer is; zeros are counted in the weights themselves."""
     with point:
         metrics = {split: workload.evaluate(model, split) for split in get_args(Split)}
-        rows = [row for row in report(model).layers if row.name in prunable]
+        layers = report_of_example(workload, model)
+    rows = [row for row in layers if row.name in prunable]
     for split, values in metrics.items():
         for metric, value in values.items():
             if not math.isfinite(value):
@@ -139,6 +145,7 @@ def _evaluate(
         threshold=point.threshold,
         sparsity=sum(row.zeros for row in rows) / max(sum(row.weights for row in rows), 1),
         metrics=metrics,
+        multiply_adds=sum(row.sparse_multiply_adds or 0 for row in layers),
         layers=tuple(LayerRecord(layer=row.name, shape=row.shape, weights=row.weights, zeros=row.zeros) for row in rows),
     )
 
