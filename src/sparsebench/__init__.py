@@ -9,13 +9,17 @@ if TYPE_CHECKING:
     from sparsebench.accounting import report
     from sparsebench.errors import SparsebenchError
     from sparsebench.sparsifiers.masked.engine import MaskedSparsifier
+    from sparsebench.sparsifiers.masked.initialization import initialize_masks
     from sparsebench.sparsifiers.methods import (
+        fixed_masks,
         freeze_masks,
         l0_regularization,
         magnitude_pruning,
+        one_shot_pruning,
         random_pruning,
         variational_dropout,
     )
+    from sparsebench.sparsifiers.rewinding import reinitialize, rewind
     from sparsebench.sparsifiers.sparse_training import rigl, set_training, snfs, static_sparse_training
     from sparsebench.sparsifiers.sparsifier import EvaluationPoint, Sparsifier
 
@@ -24,11 +28,16 @@ __all__ = [
     "MaskedSparsifier",
     "SparsebenchError",
     "Sparsifier",
+    "fixed_masks",
     "freeze_masks",
+    "initialize_masks",
     "l0_regularization",
     "magnitude_pruning",
+    "one_shot_pruning",
     "random_pruning",
+    "reinitialize",
     "report",
+    "rewind",
     "rigl",
     "set_training",
     "snfs",
@@ -40,13 +49,18 @@ __all__ = [
 _HOMES = {
     "EvaluationPoint": "sparsebench.sparsifiers.sparsifier",
     "MaskedSparsifier": "sparsebench.sparsifiers.masked.engine",
-    "Sparsifier": "sparsebench.sparsifiers.sparsifier",
     "SparsebenchError": "sparsebench.errors",
+    "Sparsifier": "sparsebench.sparsifiers.sparsifier",
+    "fixed_masks": "sparsebench.sparsifiers.methods",
     "freeze_masks": "sparsebench.sparsifiers.methods",
+    "initialize_masks": "sparsebench.sparsifiers.masked.initialization",
     "l0_regularization": "sparsebench.sparsifiers.methods",
     "magnitude_pruning": "sparsebench.sparsifiers.methods",
+    "one_shot_pruning": "sparsebench.sparsifiers.methods",
     "random_pruning": "sparsebench.sparsifiers.methods",
+    "reinitialize": "sparsebench.sparsifiers.rewinding",
     "report": "sparsebench.accounting",
+    "rewind": "sparsebench.sparsifiers.rewinding",
     "rigl": "sparsebench.sparsifiers.sparse_training",
     "set_training": "sparsebench.sparsifiers.sparse_training",
     "snfs": "sparsebench.sparsifiers.sparse_training",

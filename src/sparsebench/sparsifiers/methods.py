@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from sparsebench.errors import SparsebenchError
@@ -12,6 +13,7 @@ from sparsebench.sparsifiers.dense import DenseBaseline
 from sparsebench.sparsifiers.masked import schedules, scores
 from sparsebench.sparsifiers.masked.allocation import LayerMap, allocation_by_name
 from sparsebench.sparsifiers.masked.engine import MaskedSparsifier, Policy
+from sparsebench.sparsifiers.masked.held_masks import HeldAllocation, HeldLayers, HeldScore, check_masks
 from sparsebench.sparsifiers.masked.structures import structure_by_name
 from sparsebench.sparsifiers.ramp import Ramp
 from sparsebench.sparsifiers.selection import select_weights
@@ -23,9 +25,11 @@ from sparsebench.sparsifiers.units import Penalty, Steps
 
 __all__ = [
     "dense",
+    "fixed_masks",
     "freeze_masks",
     "l0_regularization",
     "magnitude_pruning",
+    "one_shot_pruning",
     "random_pruning",
     "variational_dropout",
 ]
@@ -124,6 +128,59 @@ def random_pruning(
     chosen = allocation_by_name(allocation, sparsity)
     schedule = schedules.polynomial(begin, end, frequency, initial=initial_sparsity)
     return MaskedSparsifier(scores.random, chosen, schedule, policy, structure_by_name(structure), layers, seed)
+
+
+def one_shot_pruning(
+    *,
+    sparsity: float,
+    step: Steps = 0,
+    allocation: str | Mapping[str, float] = "global",
+    structure: str | int = "element",
+    layers: LayerChoice = None,
+) -> MaskedSparsifier:
+    """Magnitude pruning at once, then fine-tuning: train, prune, train on (Han et al. 2015, arXiv 1506.02626, one round).
+
+    Args:
+        sparsity: Fraction of the weights that are zero from then on, in [0, 1].
+        step: When, in steps; 0 is the moment of `prepare`: for a network that is trained already.
+        allocation: As in `magnitude_pruning`.
+        structure: As in `magnitude_pruning`.
+        layers: As in `magnitude_pruning`.
+
+    Raises:
+        SparsebenchError: An argument is out of range; the message names it.
+
+    Example:
+        >>> trained = nn.Linear(100, 10)
+        >>> sparsifier = one_shot_pruning(sparsity=0.9)
+        >>> sparsifier.prepare(trained)
+        >>> int((trained.weight != 0).sum())
+        100
+    """
+    chosen = allocation_by_name(allocation, sparsity)
+    schedule = schedules.one_shot(step)
+    return MaskedSparsifier(scores.magnitude, chosen, schedule, "gone", structure_by_name(structure), layers)
+
+
+def fixed_masks(masks: Mapping[str, torch.Tensor]) -> MaskedSparsifier:
+    """Hold given masks: of `initialize_masks`, of another training (a lottery ticket, with `rewind`), or of one's own.
+
+    Args:
+        masks: Bool masks by parameter name, True where a weight is kept, as `masks()` gives them. Other weights stay dense.
+
+    Raises:
+        SparsebenchError: They are no masks; `prepare` refuses those that do not fit the model.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> fixed_masks({"weight": torch.eye(2, dtype=torch.bool)}).prepare(model)
+        >>> (model.weight != 0).tolist()
+        [[True, False], [False, True]]
+    """
+    check_masks(masks)
+    held = {name: mask.clone() for name, mask in masks.items()}
+    layers = HeldLayers(frozenset(held))
+    return MaskedSparsifier(HeldScore(held), HeldAllocation.of(held), schedules.one_shot(), "gone", layers=layers)
 
 
 def freeze_masks(model: nn.Module, layers: LayerChoice = None) -> MaskedSparsifier:

@@ -105,6 +105,13 @@ METHODS: Registry[Method] = Registry(
             _PRUNING | {"structure": "block:4x4"},
         ),
         Method(
+            "magnitude-one-shot",
+            "magnitude pruning at once, all layers in one ranking, then fine-tuning",
+            "Han et al. 2015, arXiv:1506.02626",
+            methods.one_shot_pruning,
+            {"step": 0.5},
+        ),
+        Method(
             "static",
             "static sparse training: a random sparse network, trained as it is",
             _RIGL,

@@ -13,26 +13,34 @@ from sparsebench.sparsifiers.masked.scores import LayerState, Score
 from sparsebench.sparsifiers.masked.structures import Structure
 from sparsebench.sparsifiers.selection import SelectedWeight
 
-__all__ = ["best_units", "checked_score", "choose_masks", "kept_units"]
+__all__ = ["best_units", "check_scores", "checked_score", "choose_masks", "kept_units"]
 
 
 def checked_score(score: Score, layer: LayerState, step: int) -> torch.Tensor:
     """A layer's scores, refused where they cannot be ranked.
 
     Raises:
+        SparsebenchError: As `check_scores`.
+    """
+    scores = score(layer)
+    check_scores(layer.name, scores, layer.weight.shape, f"at step {step}")
+    return scores
+
+
+def check_scores(name: str, scores: object, shape: Sequence[int], when: str) -> None:
+    """Refuse scores that cannot be ranked.
+
+    Raises:
         SparsebenchError: Not floating-point numbers of the weight's shape, or NaN or infinity among them; minus infinity, the
             lowest score, is allowed.
     """
-    scores = score(layer)
-    if not isinstance(scores, torch.Tensor) or scores.shape != layer.weight.shape or not scores.is_floating_point():
+    if not isinstance(scores, torch.Tensor) or scores.shape != tuple(shape) or not scores.is_floating_point():
         what = f"{scores.dtype} tensor of shape {tuple(scores.shape)}" if isinstance(scores, torch.Tensor) else repr(scores)
         raise SparsebenchError(
-            f"the score of {layer.name!r} is a {what}: expected a tensor of floating-point numbers of shape "
-            f"{tuple(layer.weight.shape)}"
+            f"the score of {name!r} is a {what}: expected a tensor of floating-point numbers of shape {tuple(shape)}"
         )
     if scores.numel() and not bool(scores.amax() < math.inf):
-        raise SparsebenchError(f"the score of {layer.name!r} is not finite at step {step}")
-    return scores
+        raise SparsebenchError(f"the score of {name!r} is not finite {when}")
 
 
 def choose_masks(

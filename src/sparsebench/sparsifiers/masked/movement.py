@@ -53,10 +53,6 @@ class Movement:
         """
         if self.momentum is None and not self._regrowth.updates_at(step):
             return
-        found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
-            self.forget()
-            return
         if self._taken and self._problem is None and self._are_masked(masks):
             return
         self.forget()
