@@ -89,7 +89,7 @@ def reinitialize(model: nn.Module, masks: Mapping[str, torch.Tensor], *, gain: f
     if isinstance(gain, bool) or not isinstance(gain, (int, float)) or not 0.0 < gain < float("inf"):
         raise SparsebenchError(f"gain={gain!r}: expected a number above 0, such as 2 ** 0.5 for ReLU")
     for selected in _selected(model, masks):
-        weight, layer = selected.parameter, selected.layers[0][1]
+        weight, layer = selected.parameter, selected.holders[0].layer
         mask = to_matrix(masks[selected.name].to(weight.device), layer)
         inputs = mask.sum(1, keepdim=True).clamp(min=1)
         scale = from_matrix((mask * gain / inputs.sqrt()).contiguous(), weight.shape, layer)
