@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, prune
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.layer_types import layer_types
 from sparsebench.sparsifiers.methods import freeze_masks
-from sparsebench.sparsifiers.selection import select_weights, warn_of_dense
+from sparsebench.sparsifiers.selection import by_parameter, matrices_of, select_weights, warn_of_dense
 
 
 def names(model, layers=None, **options):
@@ -64,12 +64,26 @@ def test_all_weights_of_a_deep_bidirectional_projected_lstm_are_chosen():
     assert names(model, ["!*_hr_*", "!*_reverse"]) == ["weight_ih_l0", "weight_hh_l0", "weight_ih_l1", "weight_hh_l1"]
 
 
-@pytest.mark.parametrize(("options", "weights"), [({}, ["in_proj_weight"]), ({"kdim": 2}, ["q", "k", "v"])])
-def test_projections_of_attention_are_chosen_and_are_matrices_of_their_own(options, weights):
-    weights = weights if len(weights) == 1 else [f"{name}_proj_weight" for name in weights]
-    selected = select_weights(nn.Sequential(nn.MultiheadAttention(4, 2, **options)))
-    assert [one.name for one in selected] == [*(f"0.{name}" for name in weights), "0.out_proj.weight"]
-    assert [one.matrices for one in selected] == [3 if len(weights) == 1 else 1] * len(weights) + [1]
+def test_projections_of_attention_are_chosen_and_are_matrices_of_their_own():
+    model = nn.Sequential(nn.MultiheadAttention(4, 2))
+    selected = select_weights(model)
+    assert [one.name for one in selected] == ["0.in_proj_weight", "0.out_proj.weight"]
+    matrices = matrices_of(selected)
+    packed = [f"0.in_proj_weight.{part}" for part in ("query", "key", "value")]
+    assert [matrix.name for matrix in matrices] == [*packed, "0.out_proj.weight"]
+    model[0].in_proj_weight.grad = torch.randn(12, 4)
+    for index, matrix in enumerate(matrices[:3]):
+        rows = slice(4 * index, 4 * index + 4)
+        assert torch.equal(matrix.tensor, model[0].in_proj_weight[rows])
+        assert matrix.tensor.data_ptr() == model[0].in_proj_weight[rows].data_ptr()
+        assert torch.equal(matrix.gradient, model[0].in_proj_weight.grad[rows])
+    joined = by_parameter(matrices, [matrix.tensor for matrix in matrices])
+    assert all(torch.equal(joined[one.name], one.parameter) for one in selected)
+    separate = nn.MultiheadAttention(4, 2, kdim=2, vdim=3)
+    assert [matrix.name for matrix in matrices_of(select_weights(separate))] == [
+        *(f"{part}_proj_weight" for part in "qkv"),
+        "out_proj.weight",
+    ]
 
 
 def test_the_model_itself_may_be_a_layer():

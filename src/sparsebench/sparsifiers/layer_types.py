@@ -9,10 +9,12 @@ from typing import Any, TypeAlias
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-__all__ = ["EMBEDDINGS", "WeightNames", "hugging_face_conv1d", "layer_types", "stacked_matrices"]
+__all__ = ["EMBEDDINGS", "WeightNames", "hugging_face_conv1d", "layer_types", "matrix_names"]
 
 WeightNames: TypeAlias = Callable[[Any], tuple[str, ...]]
 
+# The only parameter of that name is that of nn.MultiheadAttention.
+PACKED = "in_proj_weight"
 EMBEDDINGS: tuple[type[nn.Module], ...] = (nn.Embedding,)
 
 
@@ -72,6 +74,13 @@ def hugging_face_conv1d() -> type[nn.Module] | None:
     return found
 
 
-def stacked_matrices(layer: nn.Module, name: str) -> int:
-    """How many separate matrices a weight holds, one below the other: the query, key and value projections of attention."""
-    return 3 if type(layer) is nn.MultiheadAttention and name == "in_proj_weight" else 1
+def matrix_names(weight: str) -> tuple[str, ...]:
+    """Names of the separate matrices that a weight holds, one below the other: itself, but for attention's packed projections.
+
+    Example:
+        >>> matrix_names("encoder.in_proj_weight")
+        ('encoder.in_proj_weight.query', 'encoder.in_proj_weight.key', 'encoder.in_proj_weight.value')
+    """
+    if weight.rpartition(".")[2] == PACKED:
+        return tuple(f"{weight}.{part}" for part in ("query", "key", "value"))
+    return (weight,)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
+import torch
 from torch import nn
 from torch.nn.parameter import Parameter, UninitializedParameter
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.sparsifiers.layer_types import EMBEDDINGS, WeightNames, layer_types, stacked_matrices
+from sparsebench.sparsifiers.layer_types import EMBEDDINGS, WeightNames, layer_types, matrix_names
 from sparsebench.sparsifiers.sparsifier import LayerChoice
 
-__all__ = ["Holder", "SelectedWeight", "is_left_out", "select_weights", "warn_of_dense"]
+__all__ = [
+    "Holder",
+    "SelectedWeight",
+    "WeightMatrix",
+    "by_parameter",
+    "is_left_out",
+    "matrices_of",
+    "select_weights",
+    "warn_of_dense",
+]
 
 
 class Holder(NamedTuple):
@@ -45,10 +55,59 @@ class SelectedWeight:
         assert isinstance(weight, Parameter)
         return weight
 
+
+@dataclass(frozen=True)
+class WeightMatrix:
+    """A matrix to make sparse: a weight, or one of those that a weight holds one below the other.
+
+    Attributes:
+        name: The parameter's name, with that of the matrix where there are several.
+        weight: The weight.
+        index: Its place among the weight's matrices.
+        count: How many there are.
+    """
+
+    name: str
+    weight: SelectedWeight
+    index: int = 0
+    count: int = 1
+
     @property
-    def matrices(self) -> int:
-        """How many separate matrices of equal size the parameter holds, one below the other along its first axis."""
-        return stacked_matrices(self.holders[0].layer, self.holders[0].weight)
+    def layer(self) -> nn.Module:
+        """The layer that holds it, the first where there are several."""
+        return self.weight.holders[0].layer
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The parameter itself, or the rows of it that are this matrix, a view."""
+        return self.part(self.weight.parameter)
+
+    @property
+    def gradient(self) -> torch.Tensor | None:
+        """The gradient, or these rows of it."""
+        gradient = self.weight.parameter.grad
+        return None if gradient is None else self.part(gradient)
+
+    def part(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The part of a tensor of the parameter's shape that belongs to this matrix, a view."""
+        return tensor if self.count == 1 else tensor.chunk(self.count)[self.index]
+
+
+def matrices_of(weights: Iterable[SelectedWeight]) -> list[WeightMatrix]:
+    """The matrices of weights, in order."""
+    found = []
+    for weight in weights:
+        names = matrix_names(weight.name)
+        found += [WeightMatrix(name, weight, index, len(names)) for index, name in enumerate(names)]
+    return found
+
+
+def by_parameter(matrices: Sequence[WeightMatrix], tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of matrices as tensors of the parameters that hold them, by parameter name."""
+    parts: dict[str, list[torch.Tensor]] = {}
+    for matrix, tensor in zip(matrices, tensors, strict=True):
+        parts.setdefault(matrix.weight.name, []).append(tensor)
+    return {name: held[0] if len(held) == 1 else torch.cat(held) for name, held in parts.items()}
 
 
 def select_weights(
