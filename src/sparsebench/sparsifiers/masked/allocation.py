@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.layer_types import matrix_names
 
 __all__ = ["Allocation", "ErdosRenyiKernel", "Global", "Group", "LayerMap", "Uniform", "allocation_by_name"]
 
@@ -157,8 +158,10 @@ def allocation_by_name(allocation: str | Mapping[str, float], sparsity: float) -
 
 
 def _matches(name: str, pattern: str) -> bool:
-    # A name is itself before it is a pattern: module names may hold brackets.
-    return name == pattern or fnmatchcase(name, pattern) or fnmatchcase(name.removesuffix(".weight"), pattern)
+    # A name is itself before it is a pattern: module names may hold brackets. A matrix has the name of its parameter too.
+    whole = name.rpartition(".")[0]
+    names = (name, name.removesuffix(".weight"), whole if name in matrix_names(whole) else name)
+    return name == pattern or any(fnmatchcase(own, pattern) for own in names)
 
 
 def _check_sparsity(field: str, value: float) -> None:

@@ -11,7 +11,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.masked.masks import top_scores
 from sparsebench.sparsifiers.masked.scores import LayerState, Score
 from sparsebench.sparsifiers.masked.structures import Structure
-from sparsebench.sparsifiers.selection import SelectedWeight
+from sparsebench.sparsifiers.selection import WeightMatrix
 
 __all__ = ["best_units", "check_scores", "checked_score", "choose_masks", "kept_units"]
 
@@ -45,7 +45,7 @@ def check_scores(name: str, scores: object, shape: Sequence[int], when: str) -> 
 
 def choose_masks(
     structure: Structure,
-    weights: Sequence[SelectedWeight],
+    weights: Sequence[WeightMatrix],
     scores: Sequence[torch.Tensor],
     masks: Sequence[torch.Tensor] | None,
     sparsity: float,
@@ -62,19 +62,19 @@ def choose_masks(
     Returns:
         Bool masks, True where kept.
     """
-    layers = [selected.holders[0].layer for selected in weights]
+    layers = [matrix.layer for matrix in weights]
     units = [structure.reduce(score, layer) for score, layer in zip(scores, layers, strict=True)]
     candidates = None
     if masks is not None:
-        candidates = [kept_units(structure, mask, selected) for mask, selected in zip(masks, weights, strict=True)]
+        candidates = [kept_units(structure, mask, matrix) for mask, matrix in zip(masks, weights, strict=True)]
         units = [_only(unit, may) for unit, may in zip(units, candidates, strict=True)]
     kept = structure.choose(units, candidates, sparsity)
     return [structure.expand(own, score.shape, layer) for own, score, layer in zip(kept, scores, layers, strict=True)]
 
 
-def kept_units(structure: Structure, mask: torch.Tensor, selected: SelectedWeight) -> torch.Tensor:
+def kept_units(structure: Structure, mask: torch.Tensor, matrix: WeightMatrix) -> torch.Tensor:
     """Bool tensor over units: those of which a bool mask keeps anything."""
-    units = structure.reduce(mask, selected.holders[0].layer)
+    units = structure.reduce(mask, matrix.layer)
     return units if units.dtype == torch.bool else units > 0
 
 

@@ -24,7 +24,7 @@ from sparsebench.sparsifiers.masked.scores import LayerState, Score
 from sparsebench.sparsifiers.masked.structures import Element, Structure
 from sparsebench.sparsifiers.named_weights import check_finite, dropped_fraction, zero_dropped
 from sparsebench.sparsifiers.saved_state import check_saved_state, describe
-from sparsebench.sparsifiers.selection import SelectedWeight, select_weights, warn_of_dense
+from sparsebench.sparsifiers.selection import WeightMatrix, by_parameter, matrices_of, select_weights, warn_of_dense
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
 
 __all__ = ["MaskedSparsifier", "Policy"]
@@ -88,7 +88,7 @@ class MaskedSparsifier:
         self._seed = seed
         self._step = 0
         self._model: nn.Module | None = None
-        self._selected: list[SelectedWeight] = []
+        self._matrices: list[WeightMatrix] = []
         self._groups: list[Group] = []
         # In the weights' own dtype and memory format: multiplying by a bool mask is two to ten times slower.
         self._masks: list[torch.Tensor] = []
@@ -127,11 +127,11 @@ class MaskedSparsifier:
         """
         refuse_wrapped(model)
         self._detach()
-        self._selected = select_weights(model, self._layers)
+        self._matrices = matrices_of(select_weights(model, self._layers))
         if self._layers is None:
             warn_of_dense(model)
         self._groups = self._allocation.groups(self._shapes())
-        by_name = {selected.name: selected for selected in self._selected}
+        by_name = {matrix.name: matrix for matrix in self._matrices}
         for group in self._groups:
             for name in group.names:
                 self._structure.check(by_name[name], group)
@@ -139,7 +139,7 @@ class MaskedSparsifier:
         self._step = 0
         self._masks, self._kept = [torch.ones_like(weight) for weight in self._weights()], None
         self._aside = None
-        self._movement = Movement(self._regrowth, self._structure, self._selected, self._seed) if self._regrowth else None
+        self._movement = Movement(self._regrowth, self._structure, self._matrices, self._seed) if self._regrowth else None
         if self._schedule.updates_at(0):
             self._update()
 
@@ -150,7 +150,7 @@ class MaskedSparsifier:
             SparsebenchError: A chosen weight is not in the optimizer.
         """
         self._prepared()
-        needed = {selected.name: selected.parameter for selected in self._selected}
+        needed = {matrix.weight.name: matrix.weight.parameter for matrix in self._matrices}
         attachment = Attachment(optimizer, needed, self.mask_gradients, self._after_step, self._mask_weights)
         self._detach()
         self._attachment = attachment
@@ -173,8 +173,11 @@ class MaskedSparsifier:
         if self._kept is None:
             self._kept = [int(mask.count_nonzero()) / max(mask.numel(), 1) for mask in self._masks]
         dense_gradients = self._regrowth is not None and self._regrowth.reads_gradients(self._step + 1)
-        named = zip(self._selected, self._kept, strict=True)
-        return {selected.name: 2.0 * kept + (1.0 if dense_gradients else kept) for selected, kept in named}
+        work: dict[str, float] = {}
+        for matrix, kept in zip(self._matrices, self._kept, strict=True):
+            own = (2.0 * kept + (1.0 if dense_gradients else kept)) / matrix.count
+            work[matrix.weight.name] = work.get(matrix.weight.name, 0.0) + own
+        return work
 
     def points(self) -> Iterator[EvaluationPoint]:
         """One point: the network as it is.
@@ -188,7 +191,7 @@ class MaskedSparsifier:
     def masks(self) -> dict[str, torch.Tensor]:
         """Copies of the masks, bool, by parameter name, True where a weight is kept."""
         self._prepared()
-        return {selected.name: mask.bool() for selected, mask in zip(self._selected, self._masks, strict=True)}
+        return by_parameter(self._matrices, [mask.bool() for mask in self._masks])
 
     def apply_masks(self, other: nn.Module) -> None:
         """Zero in another model of the same parameter names what is dropped here.
@@ -208,17 +211,21 @@ class MaskedSparsifier:
             optimizer = self._attachment.optimizer if self._attachment else None
             self._movement.take(self._masks, self._step + 1, optimizer)
         dense: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for weight, mask in zip(self._weights(), self._masks, strict=True):
-            if weight.grad is None:
+        for matrix, mask in zip(self._matrices, self._masks, strict=True):
+            gradient = matrix.gradient
+            if gradient is None:
                 continue
-            if weight.grad.is_sparse:
-                gradient = weight.grad.coalesce()
-                values = gradient.values() * mask[gradient.indices()[0]]
-                weight.grad = torch.sparse_coo_tensor(
-                    gradient.indices(), values, gradient.shape, is_coalesced=True, check_invariants=False
+            if gradient.is_sparse:
+                held = gradient.coalesce()
+                matrix.weight.parameter.grad = torch.sparse_coo_tensor(
+                    held.indices(),
+                    held.values() * mask[held.indices()[0]],
+                    held.shape,
+                    is_coalesced=True,
+                    check_invariants=False,
                 )
             else:
-                dense.append((weight.grad, mask))
+                dense.append((gradient, mask))
         if dense:
             torch._foreach_mul_([gradient for gradient, _ in dense], [mask for _, mask in dense])
 
@@ -244,7 +251,7 @@ class MaskedSparsifier:
             SparsebenchError: A dropped weight is not zero, or a weight is not finite.
         """
         self._check_zeros()
-        names = [selected.name for selected in self._selected]
+        names = [matrix.name for matrix in self._matrices]
         aside: dict[str, torch.Tensor] = {}
         if self._aside is not None:
             aside = {n: a[m == 0].cpu() for n, a, m in zip(names, self._aside, self._masks, strict=True)}
@@ -265,18 +272,18 @@ class MaskedSparsifier:
         self._prepared()
         check_saved_state(state, self._description())
         masks, asides = [], []
-        for selected, weight in zip(self._selected, self._weights(), strict=True):
-            bits = _saved_tensor(state, "masks", selected.name)
+        for matrix, weight in zip(self._matrices, self._weights(), strict=True):
+            bits = _saved_tensor(state, "masks", matrix.name)
             if bits is None or bits.dtype != torch.uint8 or bits.shape != (math.ceil(weight.numel() / 8),):
-                raise SparsebenchError(f"the saved state is damaged: no mask of {weight.numel()} bits for {selected.name!r}")
+                raise SparsebenchError(f"the saved state is damaged: no mask of {weight.numel()} bits for {matrix.name!r}")
             mask = unpack(bits, weight.shape).to(weight.device)
             masks.append(torch.ones_like(weight).mul_(mask))
             if self._policy == "returning":
-                aside, dropped = _saved_tensor(state, "aside", selected.name), mask.numel() - int(mask.sum())
+                aside, dropped = _saved_tensor(state, "aside", matrix.name), mask.numel() - int(mask.sum())
                 if aside is None and dropped == 0:
                     aside = weight.new_empty(0)
                 if aside is None or aside.shape != (dropped,):
-                    raise SparsebenchError(f"the saved state is damaged: not {dropped} values aside for {selected.name!r}")
+                    raise SparsebenchError(f"the saved state is damaged: not {dropped} values aside for {matrix.name!r}")
                 kept_aside = torch.zeros_like(weight)
                 kept_aside[~mask] = aside.to(weight)
                 asides.append(kept_aside)
@@ -305,11 +312,11 @@ class MaskedSparsifier:
         if self._aside is not None:
             torch._foreach_add_(weights, self._aside)
         self._check_finite()
-        by_name = dict(zip((selected.name for selected in self._selected), range(len(self._selected)), strict=True))
+        by_name = dict(zip((matrix.name for matrix in self._matrices), range(len(self._matrices)), strict=True))
         chosen: dict[str, torch.Tensor] = {}
         for group in self._groups:
             chosen.update(self._choose(group, [by_name[name] for name in group.names]))
-        self._install([chosen[selected.name] for selected in self._selected])
+        self._install([chosen[matrix.name] for matrix in self._matrices])
 
     @torch.no_grad()
     def _install(self, chosen: Sequence[torch.Tensor]) -> None:
@@ -318,45 +325,45 @@ class MaskedSparsifier:
         self._masks = [torch.empty_like(weight).copy_(mask) for weight, mask in zip(weights, chosen, strict=True)]
         self._kept = None
         if self._attachment is not None:
-            stays = torch._foreach_mul(before, self._masks)
-            clean_optimizer_state(self._attachment.optimizer, weights, stays)
+            stays = by_parameter(self._matrices, torch._foreach_mul(before, self._masks))
+            parameters = {matrix.weight.name: matrix.weight.parameter for matrix in self._matrices}
+            clean_optimizer_state(self._attachment.optimizer, list(parameters.values()), list(stays.values()))
         if self._policy == "returning":
             self._aside = [weight - weight * mask for weight, mask in zip(weights, self._masks, strict=True)]
         self._mask_weights()
 
     def _choose(self, group: Group, positions: Sequence[int]) -> dict[str, torch.Tensor]:
         """Masks for the tensors that share a budget."""
-        selected = [self._selected[position] for position in positions]
+        matrices = [self._matrices[position] for position in positions]
         masks = [self._masks[position].bool() for position in positions]
         scores = [
-            checked_score(self._score, self._layer_state(weight, mask), self._step)
-            for weight, mask in zip(selected, masks, strict=True)
+            checked_score(self._score, self._layer_state(matrix, mask), self._step)
+            for matrix, mask in zip(matrices, masks, strict=True)
         ]
         sparsity = self._schedule.sparsity(self._step, group.sparsity)
-        kept = choose_masks(self._structure, selected, scores, masks if self._policy == "gone" else None, sparsity)
-        return {weight.name: mask for weight, mask in zip(selected, kept, strict=True)}
+        kept = choose_masks(self._structure, matrices, scores, masks if self._policy == "gone" else None, sparsity)
+        return {matrix.name: mask for matrix, mask in zip(matrices, kept, strict=True)}
 
-    def _layer_state(self, selected: SelectedWeight, mask: torch.Tensor) -> LayerState:
-        weight = selected.parameter
-        generator = keyed_generator(self._seed, self._step, selected.name)
-        return LayerState(selected.name, weight.detach(), mask, weight.grad, generator)
+    def _layer_state(self, matrix: WeightMatrix, mask: torch.Tensor) -> LayerState:
+        generator = keyed_generator(self._seed, self._step, matrix.name)
+        return LayerState(matrix.name, matrix.tensor.detach(), mask, matrix.gradient, generator)
 
     def _weights(self) -> list[torch.Tensor]:
-        return [selected.parameter for selected in self._selected]
+        return [matrix.tensor for matrix in self._matrices]
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {selected.name: tuple(selected.parameter.shape) for selected in self._selected}
+        return {matrix.name: tuple(matrix.tensor.shape) for matrix in self._matrices}
 
     def _check_finite(self) -> None:
-        check_finite(((selected.name, selected.parameter) for selected in self._selected), self._step)
+        check_finite(((matrix.name, matrix.tensor) for matrix in self._matrices), self._step)
 
     def _check_zeros(self) -> None:
         self._prepared()
         self._check_finite()
-        for selected, mask in zip(self._selected, self._masks, strict=True):
-            if bool((selected.parameter.detach()[mask == 0] != 0).any()):
+        for matrix, mask in zip(self._matrices, self._masks, strict=True):
+            if bool((matrix.tensor.detach()[mask == 0] != 0).any()):
                 raise SparsebenchError(
-                    f"dropped weights of {selected.name!r} are not zero: something else than the attached optimizer changed "
+                    f"dropped weights of {matrix.name!r} are not zero: something else than the attached optimizer changed "
                     "them (a copied optimizer has no hooks: call attach() on the copy)"
                 )
 

@@ -17,7 +17,7 @@ from sparsebench.sparsifiers.masked.allocation import allocation_by_name
 from sparsebench.sparsifiers.masked.choice import check_scores, choose_masks
 from sparsebench.sparsifiers.masked.initial_scores import GraSP, InitialScore, LossFunction, Network
 from sparsebench.sparsifiers.masked.structures import structure_by_name
-from sparsebench.sparsifiers.selection import select_weights
+from sparsebench.sparsifiers.selection import by_parameter, matrices_of, select_weights
 from sparsebench.sparsifiers.sparsifier import LayerChoice
 
 __all__ = ["initialize_masks"]
@@ -89,35 +89,36 @@ def initialize_masks(
         raise SparsebenchError(f"loss_fn: the score {name!r} needs one, and batches")
     copied = copy.deepcopy(model)
     copied.zero_grad(set_to_none=True)
-    selected = {weight.name: weight for weight in select_weights(copied, layers)}
-    groups = chosen_allocation.groups({key: tuple(weight.parameter.shape) for key, weight in selected.items()})
+    selected = select_weights(copied, layers)
+    matrices = {matrix.name: matrix for matrix in matrices_of(selected)}
+    groups = chosen_allocation.groups({key: tuple(matrix.tensor.shape) for key, matrix in matrices.items()})
     for group in groups:
         for key in group.names:
-            chosen_structure.check(selected[key], group)
-    masks = {key: torch.ones_like(weight.parameter, dtype=torch.bool) for key, weight in selected.items()}
+            chosen_structure.check(matrices[key], group)
+    masks = {key: torch.ones_like(matrix.tensor, dtype=torch.bool) for key, matrix in matrices.items()}
     with _own_random_state(copied, seed):
         held = list(batches)  # a loader that shuffles draws from torch's generator
         if not held and name not in WITHOUT_DATA:
             raise SparsebenchError(f"batches: the score {name!r} needs at least one")
         for done in range(1, count + 1):
-            for weight in selected.values():
+            for weight in selected:
                 weight.parameter.requires_grad_(True)
             with torch.enable_grad():
-                weights = {key: weight.parameter for key, weight in selected.items()}
+                weights = {weight.name: weight.parameter for weight in selected}
                 scores = compute(Network(copied, weights, loss_fn, held, seed))
-            for key, weight in selected.items():
-                check_scores(key, scores.get(key), weight.parameter.shape, f"in round {done}")
+            for weight in selected:
+                check_scores(weight.name, scores.get(weight.name), weight.parameter.shape, f"in round {done}")
             for group in groups:
-                members = [selected[key] for key in group.names]
+                members = [matrices[key] for key in group.names]
                 own = group.sparsity if done == count else 1.0 - (1.0 - group.sparsity) ** (done / count)
-                kept = choose_masks(
-                    chosen_structure, members, [scores[key] for key in group.names], [masks[key] for key in group.names], own
-                )
+                parts = [matrix.part(scores[matrix.weight.name]) for matrix in members]
+                kept = choose_masks(chosen_structure, members, parts, [masks[key] for key in group.names], own)
                 masks.update(zip(group.names, kept, strict=True))
             with torch.no_grad():
-                for key, weight in selected.items():
-                    weight.parameter.mul_(masks[key])
-    return {key: mask.clone(memory_format=torch.contiguous_format) for key, mask in masks.items()}
+                for key, matrix in matrices.items():
+                    matrix.tensor.mul_(masks[key])
+    whole = by_parameter(list(matrices.values()), list(masks.values()))
+    return {key: mask.clone(memory_format=torch.contiguous_format) for key, mask in whole.items()}
 
 
 def _score(score: str | InitialScore) -> tuple[str, InitialScore]:

@@ -12,7 +12,7 @@ from sparsebench.sparsifiers.keyed_generator import keyed_generator
 from sparsebench.sparsifiers.masked.regrowth import Regrowth
 from sparsebench.sparsifiers.masked.scores import LayerState
 from sparsebench.sparsifiers.masked.structures import Structure
-from sparsebench.sparsifiers.selection import SelectedWeight
+from sparsebench.sparsifiers.selection import WeightMatrix
 
 __all__ = ["Movement"]
 
@@ -30,11 +30,11 @@ class Movement:
         seed: Seed of scores that draw random numbers.
     """
 
-    def __init__(self, regrowth: Regrowth, structure: Structure, weights: Sequence[SelectedWeight], seed: int) -> None:
+    def __init__(self, regrowth: Regrowth, structure: Structure, weights: Sequence[WeightMatrix], seed: int) -> None:
         self._regrowth, self._structure, self._weights, self._seed = regrowth, structure, weights, seed
         self.momentum: list[torch.Tensor] | None = None
         if regrowth.momentum is not None:
-            self.momentum = [torch.zeros_like(selected.parameter, requires_grad=False) for selected in weights]
+            self.momentum = [torch.zeros_like(matrix.tensor, requires_grad=False) for matrix in weights]
         self.forget()
 
     def forget(self) -> None:
@@ -58,7 +58,7 @@ class Movement:
         self.forget()
         self._taken = True
         scale = getattr(optimizer, "grad_scale", None)
-        gradients = [_dense(selected.parameter.grad) for selected in self._weights]
+        gradients = [_dense(matrix.gradient) for matrix in self._weights]
         try:
             if self.momentum is not None and self._regrowth.momentum is not None:
                 self._next_momentum = self._averaged(self.momentum, gradients, 1.0 - self._regrowth.momentum, scale, step)
@@ -87,7 +87,7 @@ class Movement:
         if self.momentum is None:
             return {}
         named = zip(self._weights, self.momentum, strict=True)
-        return {"momentum": {selected.name: momentum.clone() for selected, momentum in named}}
+        return {"momentum": {matrix.name: momentum.clone() for matrix, momentum in named}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the dense momentum of a saved state, and forget what was taken from gradients.
@@ -99,11 +99,11 @@ class Movement:
         if self.momentum is None:
             return
         saved, loaded = state.get("momentum"), []
-        for selected in self._weights:
-            value, weight = saved.get(selected.name) if isinstance(saved, Mapping) else None, selected.parameter
+        for matrix in self._weights:
+            value, weight = saved.get(matrix.name) if isinstance(saved, Mapping) else None, matrix.tensor
             if not isinstance(value, torch.Tensor) or value.shape != weight.shape or not value.is_floating_point():
                 raise SparsebenchError(
-                    f"the saved state is damaged: no momentum of shape {tuple(weight.shape)} for {selected.name!r}"
+                    f"the saved state is damaged: no momentum of shape {tuple(weight.shape)} for {matrix.name!r}"
                 )
             loaded.append(torch.empty_like(weight, requires_grad=False).copy_(value))
         self.momentum = loaded
@@ -117,12 +117,12 @@ class Movement:
         step: int,
     ) -> list[torch.Tensor]:
         new = []
-        for selected, old, gradient in zip(self._weights, momentum, gradients, strict=True):
+        for matrix, old, gradient in zip(self._weights, momentum, gradients, strict=True):
             if gradient is not None:
                 unscaled = gradient if scale is None else gradient / scale.to(gradient.device)
                 old = torch.lerp(old, unscaled.to(old.dtype), weight)
                 if not bool(old.sum(dtype=torch.promote_types(old.dtype, torch.float32)).isfinite()):
-                    raise SparsebenchError(f"the gradient of {selected.name!r} is not finite at step {step}")
+                    raise SparsebenchError(f"the gradient of {matrix.name!r} is not finite at step {step}")
             new.append(old)
         return new
 
@@ -135,7 +135,7 @@ class Movement:
         layers = [
             LayerState(
                 self._weights[position].name,
-                self._weights[position].parameter.detach(),
+                self._weights[position].tensor.detach(),
                 masks[position].bool(),
                 gradients[position],
                 keyed_generator(self._seed, step, self._weights[position].name),
@@ -147,8 +147,8 @@ class Movement:
         return dict(zip(positions, chosen, strict=True))
 
     def _are_masked(self, masks: Sequence[torch.Tensor]) -> bool:
-        for selected, mask in zip(self._weights, masks, strict=True):
-            gradient = _dense(selected.parameter.grad)
+        for matrix, mask in zip(self._weights, masks, strict=True):
+            gradient = _dense(matrix.gradient)
             if gradient is not None and bool(gradient.masked_fill(mask.bool(), 0.0).any()):
                 return False
         return True

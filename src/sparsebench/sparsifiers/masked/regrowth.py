@@ -20,7 +20,7 @@ from sparsebench.sparsifiers.masked.schedules import Schedule
 from sparsebench.sparsifiers.masked.scores import LayerState, Score, magnitude, random
 from sparsebench.sparsifiers.masked.structures import Element, NOfM, Structure
 from sparsebench.sparsifiers.saved_state import describe
-from sparsebench.sparsifiers.selection import SelectedWeight
+from sparsebench.sparsifiers.selection import WeightMatrix
 
 __all__ = ["Annealing", "Regrowth", "Shares", "apportion", "cosine", "mean_momentum", "unchanged"]
 
@@ -110,7 +110,7 @@ class Regrowth:
         return self.momentum is not None or (self.updates_at(step) and self.grow is not random)
 
     def choose(
-        self, structure: Structure, weights: Sequence[SelectedWeight], layers: Sequence[LayerState], step: int
+        self, structure: Structure, weights: Sequence[WeightMatrix], layers: Sequence[LayerState], step: int
     ) -> list[torch.Tensor]:
         """New masks, bool, with as many kept units as the old ones.
 
@@ -119,19 +119,19 @@ class Regrowth:
         """
         fraction = self.fraction * self.annealing(step, self.times.end)
         remaining, dropped, free = [], [], []
-        for selected, layer in zip(weights, layers, strict=True):
-            kept = kept_units(structure, layer.mask, selected)
+        for matrix, layer in zip(weights, layers, strict=True):
+            kept = kept_units(structure, layer.mask, matrix)
             count = int(kept.count_nonzero())
             drop = math.floor(fraction * count + 0.5)
-            stay = best_units(self._units(structure, self.drop, selected, layer, step), kept, count - drop)
+            stay = best_units(self._units(structure, self.drop, matrix, layer, step), kept, count - drop)
             remaining.append(stay)
             dropped.append(drop)
             free.append(kept.numel() - count + drop)
         grown = dropped if self.shares is None else apportion(sum(dropped), self.shares(layers), free)
         masks = []
-        for selected, layer, stay, count in zip(weights, layers, remaining, grown, strict=True):
-            new = best_units(self._units(structure, self.grow, selected, layer, step), ~stay, count)
-            masks.append(structure.expand(stay | new, layer.weight.shape, selected.holders[0].layer))
+        for matrix, layer, stay, count in zip(weights, layers, remaining, grown, strict=True):
+            new = best_units(self._units(structure, self.grow, matrix, layer, step), ~stay, count)
+            masks.append(structure.expand(stay | new, layer.weight.shape, matrix.layer))
         return masks
 
     def description(self) -> dict[str, Any]:
@@ -144,8 +144,8 @@ class Regrowth:
         return {"times": describe(self.times), "fraction": self.fraction, "momentum": self.momentum} | names
 
     @staticmethod
-    def _units(structure: Structure, score: Score, selected: SelectedWeight, layer: LayerState, step: int) -> torch.Tensor:
-        return structure.reduce(checked_score(score, layer, step), selected.holders[0].layer)
+    def _units(structure: Structure, score: Score, matrix: WeightMatrix, layer: LayerState, step: int) -> torch.Tensor:
+        return structure.reduce(checked_score(score, layer, step), matrix.layer)
 
 
 def apportion(total: int, shares: Sequence[float], capacities: Sequence[int]) -> list[int]:

@@ -19,7 +19,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.masked.allocation import Allocation, ErdosRenyiKernel, Global, Group
 from sparsebench.sparsifiers.masked.layout import from_matrix, to_matrix
 from sparsebench.sparsifiers.masked.masks import top_scores
-from sparsebench.sparsifiers.selection import SelectedWeight
+from sparsebench.sparsifiers.selection import WeightMatrix
 
 __all__ = ["Block", "Channel", "Element", "NOfM", "Structure", "structure_by_name"]
 
@@ -37,7 +37,7 @@ class Structure(Protocol):
             SparsebenchError: The message says what would be right.
         """
 
-    def check(self, selected: SelectedWeight, group: Group) -> None:
+    def check(self, matrix: WeightMatrix, group: Group) -> None:
         """Refuse a weight, or its share of the sparsity, that this structure cannot have.
 
         Raises:
@@ -66,7 +66,7 @@ class Element:
     def check_allocation(self, allocation: Allocation) -> None:
         """Any allocation will do."""
 
-    def check(self, selected: SelectedWeight, group: Group) -> None:
+    def check(self, matrix: WeightMatrix, group: Group) -> None:
         """Any weight will do."""
 
     def reduce(self, scores: torch.Tensor, layer: nn.Module) -> torch.Tensor:
@@ -108,12 +108,12 @@ class Block:
     def check_allocation(self, allocation: Allocation) -> None:
         """Any allocation will do."""
 
-    def check(self, selected: SelectedWeight, group: Group) -> None:
+    def check(self, matrix: WeightMatrix, group: Group) -> None:
         """Refuse a matrix smaller than one block: it would be kept or dropped as a whole."""
-        rows, columns = _matrix_shape(selected)
+        rows, columns = _matrix_shape(matrix)
         if self.rows > rows or self.columns > columns:
             raise SparsebenchError(
-                f"structure='block:{self.rows}x{self.columns}': {selected.name!r} is smaller, a matrix of {rows}x{columns} "
+                f"structure='block:{self.rows}x{self.columns}': {matrix.name!r} is smaller, a matrix of {rows}x{columns} "
                 "(outputs x inputs): choose smaller blocks, or leave the layer out with layers="
             )
 
@@ -151,7 +151,7 @@ class Channel:
     def check_allocation(self, allocation: Allocation) -> None:
         """Any allocation will do."""
 
-    def check(self, selected: SelectedWeight, group: Group) -> None:
+    def check(self, matrix: WeightMatrix, group: Group) -> None:
         """Any weight will do."""
 
     def reduce(self, scores: torch.Tensor, layer: nn.Module) -> torch.Tensor:
@@ -203,15 +203,15 @@ class NOfM:
             )
         self._check_sparsity("sparsity", allocation.sparsity)
 
-    def check(self, selected: SelectedWeight, group: Group) -> None:
+    def check(self, matrix: WeightMatrix, group: Group) -> None:
         """Refuse another sparsity than the pattern's, or none; one budget for several layers; fewer inputs than m."""
         if len(group.names) > 1:
             raise SparsebenchError(f"structure='{self.n}:{self.m}': layers cannot share a budget: {', '.join(group.names)}")
-        self._check_sparsity(f"the sparsity of {selected.name!r}", group.sparsity)
-        columns = _matrix_shape(selected)[1]
+        self._check_sparsity(f"the sparsity of {matrix.name!r}", group.sparsity)
+        columns = _matrix_shape(matrix)[1]
         if columns < self.m:
             raise SparsebenchError(
-                f"structure='{self.n}:{self.m}': {selected.name!r} has only {columns} inputs for each output: "
+                f"structure='{self.n}:{self.m}': {matrix.name!r} has only {columns} inputs for each output: "
                 "leave the layer out with layers="
             )
 
@@ -291,6 +291,6 @@ def _all_but(scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor] 
     return top_scores(scores, keep)
 
 
-def _matrix_shape(selected: SelectedWeight) -> tuple[int, int]:
-    rows, columns = to_matrix(torch.empty(selected.parameter.shape, device="meta"), selected.holders[0].layer).shape
+def _matrix_shape(matrix: WeightMatrix) -> tuple[int, int]:
+    rows, columns = to_matrix(torch.empty(matrix.tensor.shape, device="meta"), matrix.layer).shape
     return rows, columns
