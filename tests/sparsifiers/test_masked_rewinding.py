@@ -117,7 +117,10 @@ BAD = [
         "masks: the model has no weight 'tail.weight' to make sparse; it has head.weight",
     ),
     ({"tail.weight": torch.ones(3, dtype=torch.bool)}, "layers=those of the masks tail.weight leaves no layer to make sparse"),
-    ({"head.bias": torch.ones(3, dtype=torch.bool)}, "layers=those of the masks head.bias leaves no layer to make sparse"),
+    (
+        {"head.bias": torch.ones(3, dtype=torch.bool)},
+        "masks: the model has no weight 'head.bias' to make sparse; it has head.weight",
+    ),
 ]
 
 

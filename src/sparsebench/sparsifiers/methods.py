@@ -13,7 +13,7 @@ from sparsebench.sparsifiers.dense import DenseBaseline
 from sparsebench.sparsifiers.masked import schedules, scores
 from sparsebench.sparsifiers.masked.allocation import LayerMap, allocation_by_name
 from sparsebench.sparsifiers.masked.engine import MaskedSparsifier, Policy
-from sparsebench.sparsifiers.masked.held_masks import HeldAllocation, HeldLayers, HeldScore, check_masks
+from sparsebench.sparsifiers.masked.held_masks import HeldAllocation, HeldLayers, HeldScore, by_matrix, check_masks
 from sparsebench.sparsifiers.masked.structures import structure_by_name
 from sparsebench.sparsifiers.ramp import Ramp
 from sparsebench.sparsifiers.selection import select_weights
@@ -178,8 +178,8 @@ def fixed_masks(masks: Mapping[str, torch.Tensor]) -> MaskedSparsifier:
         [[True, False], [False, True]]
     """
     check_masks(masks)
-    held = {name: mask.clone() for name, mask in masks.items()}
-    layers = HeldLayers(frozenset(held))
+    held = by_matrix({name: mask.clone() for name, mask in masks.items()})
+    layers = HeldLayers(frozenset(masks))
     return MaskedSparsifier(HeldScore(held), HeldAllocation.of(held), schedules.one_shot(), "gone", layers=layers)
 
 

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.layer_types import matrix_names
 from sparsebench.sparsifiers.masked.allocation import Group, Shapes
 from sparsebench.sparsifiers.masked.scores import LayerState
 
-__all__ = ["HeldAllocation", "HeldLayers", "HeldScore", "check_masks"]
+__all__ = ["HeldAllocation", "HeldLayers", "HeldScore", "by_matrix", "check_masks"]
 
 
 def check_masks(masks: Mapping[str, torch.Tensor]) -> None:
@@ -30,13 +31,24 @@ def check_masks(masks: Mapping[str, torch.Tensor]) -> None:
             raise SparsebenchError(f"masks[{name!r}]: expected a bool tensor, True where a weight is kept, got {what}")
 
 
+def by_matrix(masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Masks by parameter name as masks by the names of the matrices that the parameters hold."""
+    parts: dict[str, torch.Tensor] = {}
+    for name, mask in masks.items():
+        names = matrix_names(name)
+        if mask.dim() == 0 or mask.shape[0] % len(names):  # it fits no weight, and will be refused by its own name
+            names = (name,)
+        parts.update(zip(names, mask.chunk(len(names)), strict=True))
+    return parts
+
+
 @dataclass(frozen=True)
 class HeldAllocation:
     """Every layer at the sparsity of its given mask.
 
     Args:
-        kept: Kept weights by parameter name.
-        shapes: Shapes by parameter name.
+        kept: Kept weights by the name of the matrix.
+        shapes: Shapes likewise.
     """
 
     kept: Mapping[str, int]
@@ -44,7 +56,7 @@ class HeldAllocation:
 
     @classmethod
     def of(cls, masks: Mapping[str, torch.Tensor]) -> HeldAllocation:
-        """The allocation of given masks."""
+        """The allocation of given masks, by the name of the matrix."""
         kept = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
         return cls(kept, {name: tuple(mask.shape) for name, mask in masks.items()})
 
@@ -64,17 +76,21 @@ class HeldAllocation:
                 raise SparsebenchError(f"masks: the model has no weight {name!r} to make sparse; it has {', '.join(shapes)}")
             if tuple(shapes[name]) != shape:
                 raise SparsebenchError(f"masks[{name!r}] has the shape {shape}, the weight {tuple(shapes[name])}")
-        return [Group((name,), 1.0 - self.kept[name] / max(math.prod(shape), 1)) for name, shape in shapes.items()]
+        # Of a layer with several weights only some may have a mask.
+        kept = {name: self.kept.get(name, math.prod(shape)) for name, shape in shapes.items()}
+        return [Group((name,), 1.0 - kept[name] / max(math.prod(shape), 1)) for name, shape in shapes.items()]
 
 
 @dataclass(frozen=True, eq=False)
 class HeldScore:
-    """1 where a given mask keeps a weight, 0 elsewhere."""
+    """1 where a given mask, by the name of the matrix, keeps a weight, 0 elsewhere; weights without a mask are kept."""
 
     masks: Mapping[str, torch.Tensor]
 
     def __call__(self, layer: LayerState) -> torch.Tensor:
         """The score of a layer."""
+        if layer.name not in self.masks:
+            return torch.ones_like(layer.weight)
         return self.masks[layer.name].to(layer.weight.device, torch.float32)
 
 
@@ -86,7 +102,7 @@ class HeldLayers:
 
     def __call__(self, name: str, module: nn.Module) -> bool:
         """Whether a layer is chosen."""
-        return f"{name}.weight".lstrip(".") in self.names
+        return any(f"{name}.{own}".lstrip(".") in self.names for own, _ in module.named_parameters(recurse=False))
 
     def __repr__(self) -> str:
         return f"those of the masks {', '.join(sorted(self.names))}"
