@@ -21,9 +21,7 @@ from sparsebench.integrations.lightning import SparsebenchCallback  # noqa: E402
 METHODS = {
     "magnitude": lambda: sparsebench.magnitude_pruning(sparsity=0.8, begin=1, end=9, frequency=2),
     "magnitude-gone": lambda: sparsebench.magnitude_pruning(sparsity=0.8, begin=1, end=9, frequency=2, policy="gone"),
-    "magnitude-global": lambda: sparsebench.magnitude_pruning(
-        sparsity=0.8, begin=1, end=9, frequency=2, allocation="global"
-    ),
+    "magnitude-global": lambda: sparsebench.magnitude_pruning(sparsity=0.8, begin=1, end=9, frequency=2, allocation="global"),
     "random": lambda: sparsebench.random_pruning(sparsity=0.8, begin=1, end=9, frequency=2),
     "variational-dropout": lambda: sparsebench.variational_dropout(penalty=0.001, begin=0, end=8),
     "l0": lambda: sparsebench.l0_regularization(penalty=0.001, begin=0, end=8),
@@ -31,7 +29,9 @@ METHODS = {
 every_method = pytest.mark.parametrize("method", METHODS)
 STOCHASTIC = ("variational-dropout", "l0")
 # What Lightning says of workers, loggers and of a loop as short as this one.
-pytestmark = pytest.mark.filterwarnings("ignore:.*(does not have many workers|logging interval|LeafSpec|_pytree|litlogger)")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(does not have many workers|logging interval|LeafSpec|_pytree|callbacks used to create)"
+)
 
 
 class Tiny(LightningModule):
@@ -61,9 +61,7 @@ class Tiny(LightningModule):
     def train_dataloader(self):
         generator = torch.Generator().manual_seed(1)
         inputs = torch.randn(20, 5, generator=generator)
-        return torch.utils.data.DataLoader(
-            torch.utils.data.TensorDataset(inputs, (inputs.sum(1) > 0).long()), batch_size=4
-        )
+        return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, (inputs.sum(1) > 0).long()), batch_size=5)
 
 
 def trainer_for(folder, callbacks, steps=10, **changes):
@@ -191,7 +189,7 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path):
 @pytest.mark.parametrize("method", ["magnitude", "l0"])
 def test_a_finalized_network_can_be_saved_and_tested_with_the_same_trainer(method, tmp_path):
     model, callback = Tiny(), SparsebenchCallback(METHODS[method]())
-    model.test_step = lambda batch, index: None
+    model.test_step = lambda batch, *index: None
     trainer = trainer_for(tmp_path, [callback])
     trainer.fit(model)
     callback.sparsifier.finalize()

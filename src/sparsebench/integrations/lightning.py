@@ -80,9 +80,7 @@ class SparsebenchCallback(Callback):
             )
         self._trainer_step, self._step = trainer.global_step, self.sparsifier.step
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the sparsity."""
         if trainer.global_step % trainer.log_every_n_steps == 0 and self._connection.is_prepared:
             pl_module.log("sparsity", self.sparsifier.sparsity)

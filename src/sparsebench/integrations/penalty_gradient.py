@@ -77,9 +77,8 @@ class PenaltyGradient:
             penalty = penalty * scale.to(penalty)
         parameters = [p for group in self._optimizer.param_groups for p in group["params"] if p.requires_grad]
         # Not backward(): it would call the hooks with which DistributedDataParallel gathers gradients of the loss.
-        for parameter, gradient in zip(
-            parameters, torch.autograd.grad(penalty, parameters, allow_unused=True), strict=True
-        ):
+        gradients: tuple[torch.Tensor | None, ...] = torch.autograd.grad(penalty, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             if gradient is None:
                 continue
             if parameter.grad is None:

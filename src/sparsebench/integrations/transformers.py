@@ -124,7 +124,12 @@ class SparsebenchCallback(TrainerCallback):
         self._step = self.sparsifier.step
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: torch.optim.Optimizer, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: torch.optim.Optimizer,
+        **kwargs: Any,
     ) -> None:
         """Check that the optimizer called its hooks.
 

@@ -82,9 +82,7 @@ class Attachment:
         return masked
 
 
-def with_closure(
-    args: tuple[Any, ...], kwargs: dict[str, Any], wrap: Callable[[Closure], Closure]
-) -> StepArguments | None:
+def with_closure(args: tuple[Any, ...], kwargs: dict[str, Any], wrap: Callable[[Closure], Closure]) -> StepArguments | None:
     """The arguments of an optimizer's step with its closure wrapped; None where there is no closure."""
     if callable(kwargs.get("closure")):
         return args, kwargs | {"closure": wrap(kwargs["closure"])}
