@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-from sparsebench.integrations.lightning import SparsebenchCallback  # noqa: E402
+from sparsebench.integrations.lightning import SparsebenchCallback
 
 METHODS = {
     "magnitude": lambda: sparsebench.magnitude_pruning(sparsity=0.8, begin=1, end=9, frequency=2),

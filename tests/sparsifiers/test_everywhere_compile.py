@@ -1,5 +1,7 @@
 """Every method under torch.compile: one graph without breaks, in training and in evaluation, with the eager results."""
 
+import shutil
+
 import pytest
 import torch
 from everywhere_networks import (
@@ -97,6 +99,7 @@ def test_peers_row_16_a_module_compiled_in_place_and_its_penalty(method):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("clang++") is None, reason="inductor needs a C++ compiler")
 @every_method
 def test_peers_row_16_inductor_trains_it(method):
     model, sparsifier, optimizer = start(method, adam)
