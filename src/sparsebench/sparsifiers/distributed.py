@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import distributed
@@ -12,6 +13,8 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.masked.masks import pack
 
 __all__ = ["verify_same_masks"]
+
+T = TypeVar("T")
 
 
 def verify_same_masks(masks: Mapping[str, torch.Tensor], group: distributed.ProcessGroup | None = None) -> None:
@@ -42,8 +45,8 @@ def verify_same_masks(masks: Mapping[str, torch.Tensor], group: distributed.Proc
         for name in (*first, *(name for name in other if name not in first)):
             if first.get(name) != other.get(name):
                 raise SparsebenchError(
-                    f"process {rank} has other masks of {name!r} than process 0: prepare the same model (same weights, layers= and "
-                    "seed) in every process before it is wrapped"
+                    f"process {rank} has other masks of {name!r} than process 0: prepare the same model (same weights, layers= "
+                    "and seed) in every process before it is wrapped"
                 )
     raise SparsebenchError("processes have the same masks in another order: prepare the same model in every process")
 
@@ -53,7 +56,8 @@ def _digest(mask: torch.Tensor) -> str:
     return hashlib.sha256(str(tuple(mask.shape)).encode() + pack(mask).numpy().tobytes()).hexdigest()
 
 
-def _gathered(value: object, group: distributed.ProcessGroup | None) -> list[object]:
-    everyone: list[object] = [None] * distributed.get_world_size(group)
+def _gathered(value: T, group: distributed.ProcessGroup | None) -> list[T]:
+    """What every process of the group gave, in the order of ranks."""
+    everyone: list[T] = [value] * distributed.get_world_size(group)
     distributed.all_gather_object(everyone, value, group=group)
     return everyone
