@@ -10,6 +10,7 @@ import sparsebench
 from sparsebench import SparsebenchError
 from sparsebench.integrations.connection import Connection
 from sparsebench.integrations.penalty_gradient import PenaltyGradient
+from sparsebench.sparsifiers.masked import allocation, schedules, scores
 
 METHODS = {
     "variational-dropout": lambda: sparsebench.variational_dropout(penalty=0.01, begin=0, end=4),
@@ -133,6 +134,31 @@ def test_parameters_the_loss_does_not_reach_get_the_penalty_alone():
     shifted = before - 2 / 3 * torch.log(torch.tensor(0.1 / 1.1))
     torch.testing.assert_close(model.log_alpha.detach(), before - 0.5 * shifted.sigmoid() * (-shifted).sigmoid())
     assert model.bias.grad is None
+
+
+class Shrinking(sparsebench.MaskedSparsifier):
+    """A method with masks and a penalty both."""
+
+    def penalty(self):
+        return sum(weight.square().sum() for weight in self._weights())
+
+
+def test_what_is_dropped_gets_no_gradient_from_the_penalty_either():
+    model = nn.Linear(6, 5)
+    sparsifier = Shrinking(scores.magnitude, allocation.Uniform(0.5), schedules.one_shot(1))
+    sparsifier.prepare(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    Connection(sparsifier).attach([optimizer])
+    optimizer.step()
+    # A weight that something else made nonzero has a penalty; its gradient is masked all the same.
+    with torch.no_grad():
+        model.weight += 1.0
+    optimizer.zero_grad()
+    optimizer.step()
+    mask = sparsifier.masks()["weight"]
+    assert int(mask.sum()) == 15
+    assert bool((model.weight.grad[~mask] == 0).all())
+    assert bool((model.weight.grad[mask] != 0).all())
 
 
 def test_attaching_anew_and_detaching_leave_no_hook_behind():
