@@ -122,6 +122,25 @@ def test_a_closure_gets_it_after_each_evaluation(method, keyword, kind):
     assert_same(*runs)
 
 
+@every_method
+def test_a_closure_that_adds_to_accumulated_gradients_gets_it_once(method):
+    """As Lightning's: the closure of the last batch keeps the gradients of those before."""
+    runs = []
+    for hook in (False, True):
+        model, sparsifier, optimizer = parts(method, lambda parameters: torch.optim.SGD(parameters, lr=0.2))
+        if hook:
+            Connection(sparsifier).attach([optimizer])
+        else:
+            sparsifier.attach(optimizer)
+        for step in range(5):
+            first = losses(model, step, 2)[0] / 2
+            optimizer.zero_grad()
+            (first if hook else first + sparsifier.penalty()).backward()
+            optimizer.step(lambda model=model, step=step: (losses(model, step, 2)[1] / 2).backward())
+        runs.append(model)
+    assert_same(*runs)
+
+
 def test_parameters_the_loss_does_not_reach_get_the_penalty_alone():
     model = nn.Linear(4, 3)
     sparsifier = sparsebench.l0_regularization(penalty=0.5)

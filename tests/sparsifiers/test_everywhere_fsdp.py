@@ -19,27 +19,30 @@ from two_processes import in_processes
 
 import sparsebench
 from sparsebench import SparsebenchError
-from sparsebench.sparsifiers.masked.sharded import all_rows, sharded_top_scores, shards_of
+from sparsebench.sparsifiers.keyed_generator import keyed_generator
+from sparsebench.sparsifiers.masked.scores import LayerState
+from sparsebench.sparsifiers.masked.sharded import all_rows, local_rows, sharded_top_scores, shards_of
 
 fsdp = pytest.importorskip("torch.distributed.fsdp", reason="needs a torch with fully_shard")
 if not hasattr(fsdp, "fully_shard"):
     pytest.skip("needs torch 2.6 for torch.distributed.fsdp.fully_shard", allow_module_level=True)
 
-WRITTEN_OUT = ["magnitude-returning", "magnitude-gone", "magnitude-global"]
 
+class ShardedEngine:
+    """The steps that the masked engine makes on sharded weights, written out: hooks, masks, updates."""
 
-class ShardedMagnitude:
-    """The steps that a masked engine makes on sharded weights, written out for magnitude pruning: hooks, masks, updates."""
-
-    def __init__(self, selected, schedule, groups, returning):
-        self.selected, self.schedule, self.groups, self.returning = selected, schedule, groups, returning
-        self.masks = {name: torch.ones_like(self.local(name)) for name in selected}
-        self.aside = {name: torch.zeros_like(self.local(name)) for name in selected}
+    def __init__(self, model, prepared):
+        self.model = model
+        self.score, self.seed = prepared._score, prepared._seed
+        self.groups, self.schedule = prepared._groups, prepared._schedule
+        self.returning = prepared._policy == "returning"
+        self.masks = {name: torch.ones_like(self.local(name)) for name in prepared.masks()}
+        self.aside = {name: torch.zeros_like(self.local(name)) for name in self.masks}
         self.step = 0
 
     def weight(self, name):
         module, _, attribute = name.rpartition(".")
-        return getattr(self.selected[name].get_submodule(module), attribute)
+        return getattr(self.model.get_submodule(module), attribute)
 
     def local(self, name):
         return self.weight(name).detach().to_local()
@@ -72,7 +75,10 @@ class ShardedMagnitude:
             keep = units - int(self.schedule.sparsity(self.step, group.sparsity) * units + 0.5)
             scores = []
             for name in group.names:
-                score = self.local(name).abs()
+                # A score sees the whole weight, spread over processes; what it draws at random is drawn whole everywhere.
+                weight = self.weight(name).detach()
+                generator = keyed_generator(self.seed, self.step, name)
+                score = local_rows(self.score(LayerState(name, weight, old[name].bool(), weight.grad, generator)), weight)
                 scores.append(score if self.returning else score.masked_fill(old[name] == 0, -torch.inf))
             new |= dict(zip(group.names, sharded_top_scores(scores, keep, shards[0]), strict=True))
         self.masks = {name: torch.empty_like(self.local(name)).copy_(mask) for name, mask in new.items()}
@@ -88,15 +94,13 @@ class ShardedMagnitude:
 def sharded_training(rank):
     """What the written-out engine ends with, gathered: weights and masks by method."""
     results = {}
-    for method in WRITTEN_OUT:
-        plain = MASKED[method]()
+    for method in MASKED:
+        prepared = MASKED[method]()
         model = network()
-        plain.prepare(model)
-        names = list(plain.masks())
-        groups, schedule, policy = plain._groups, plain._schedule, plain._policy
+        prepared.prepare(model)
         for part in (model.convolution, model.mixing, model):
             fsdp.fully_shard(part)
-        sharded = ShardedMagnitude(dict.fromkeys(names, model), schedule, groups, policy == "returning")
+        sharded = ShardedEngine(model, prepared)
         optimizer = momentum(model.parameters())
         sharded.attach(optimizer)
         for step in range(9):
@@ -149,7 +153,7 @@ def under_fsdp(tmp_path_factory):
 def test_peers_row_12_sharded_training_equals_one_process(under_fsdp):
     """Uniform and global thresholds, both policies: the gathered weights and masks are those of the engine in one process."""
     for results, _ in under_fsdp:
-        for method in WRITTEN_OUT:
+        for method in MASKED:
             model, sparsifier, optimizer = start(method, momentum)
             train(model, sparsifier, optimizer, range(9))
             gathered, masks = results[method]
