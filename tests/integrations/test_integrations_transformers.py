@@ -190,6 +190,49 @@ def test_peers_row_7_a_resumed_training_goes_on_bit_for_bit(method, path, tmp_pa
     assert resumed.state.log_history[-2]["sparsity"] == whole.state.log_history[-2]["sparsity"]
 
 
+class Words(Examples):
+    """The same sentences, to be repeated word by word."""
+
+    def __getitem__(self, index):
+        return {"input_ids": self.words[index], "labels": self.words[index]}
+
+
+def tiny_language_model():
+    torch.manual_seed(0)
+    return transformers.BertForMaskedLM(
+        transformers.BertConfig(vocab_size=32, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    )
+
+
+@every_method
+def test_peers_row_21_a_tied_weight_is_saved_and_resumed_once(method, tmp_path):
+    """The auxiliary parameter of tied embeddings has two names as they do, and transformers has to be told."""
+    ends = []
+    for source in (None, str(tmp_path / "checkpoint-4")):
+        model, sparsifier = tiny_language_model(), METHODS[method]()
+        trainer = transformers.Trainer(
+            model=model,
+            args=arguments(tmp_path if source is None else tmp_path / "resumed", save_strategy="steps", save_steps=4),
+            train_dataset=Words(),
+            callbacks=[SparsebenchCallback(sparsifier)],
+        )
+        trainer.train(resume_from_checkpoint=source)
+        ends.append((model, sparsifier))
+    (whole, sparsifier), (resumed, other) = ends
+    for (name, parameter), wanted in zip(resumed.named_parameters(), whole.parameters(), strict=True):
+        assert torch.equal(parameter, wanted), name
+    assert other.step == sparsifier.step == 10
+    assert "_tied_weights_keys" not in vars(resumed)
+    model = other.finalize()
+    assert model.cls.predictions.decoder.weight is model.bert.embeddings.word_embeddings.weight
+    model.save_pretrained(tmp_path / "final")
+    model.resize_token_embeddings(40)
+    loaded = transformers.BertForMaskedLM.from_pretrained(tmp_path / "final")
+    for name, parameter in whole.named_parameters():
+        if method not in STOCHASTIC:
+            assert torch.equal(dict(loaded.named_parameters())[name], parameter), name
+
+
 def test_a_resumed_training_saves_the_state_it_has_now(tmp_path):
     """The state that was loaded must not be saved in place of the current one."""
     first, _ = trainer_for("magnitude", tmp_path, save_strategy="steps", save_steps=4)

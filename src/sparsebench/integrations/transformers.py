@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class SparsebenchCallback(TrainerCallback):
         self._model: nn.Module | None = None
         self._step = 0
         self._saving: RemovableHandle | None = None
+        self._withdraw_names: Callable[[], None] | None = None
 
     @property
     def sparsifier(self) -> Sparsifier:
@@ -121,6 +123,8 @@ class SparsebenchCallback(TrainerCallback):
         if self._saving is not None:
             self._saving.remove()
         self._saving = inner.register_state_dict_post_hook(self._save_into)
+        # Still there where an earlier training ended in an error.
+        self._withdraw_names = self._withdraw_names or _declare_shared(model)
         self._step = self.sparsifier.step
 
     def on_step_end(
@@ -166,11 +170,53 @@ class SparsebenchCallback(TrainerCallback):
         if args.load_best_model_at_end and state.best_model_checkpoint is not None:
             path = Path(state.best_model_checkpoint) / OPTIMIZER_FILE
             self.sparsifier.load_state_dict(_read(path))
+        if self._withdraw_names is not None:
+            self._withdraw_names()
+            self._withdraw_names = None
 
     def _save_into(self, optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
         # Finalized in the course of training, there is nothing to save.
         if self._connection.is_prepared:
             state_dict["param_groups"][0][STATE_ENTRY] = self.sparsifier.state_dict()
+
+
+def _declare_shared(model: nn.Module) -> Callable[[], None] | None:
+    """Tell transformers which parameters have a second name, so that it saves them once; it refuses those it is not told of.
+
+    A tied weight has one auxiliary parameter, which sits in every layer that shares the weight.
+
+    Returns:
+        What withdraws the declaration: after `finalize` these parameters are no more. None where there is nothing to declare.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    declared = [
+        f"{name}.{pattern}" if name else pattern
+        for name, module in model.named_modules()
+        for pattern in getattr(module, "_tied_weights_keys", None) or ()
+    ]
+    unknown = {
+        alias: first
+        for first, *aliases in names.values()
+        for alias in aliases
+        if not any(re.search(pattern, name) for pattern in declared for name in (first, *aliases))
+    }
+    if not unknown:
+        return None
+    known, own = getattr(model, "_tied_weights_keys", None), "_tied_weights_keys" in vars(model)
+    # Before transformers 5 a list of the second names, a map to the first ones since.
+    added = [*known, *unknown] if isinstance(known, list) else {**(known or {}), **unknown}
+    model._tied_weights_keys = added  # type: ignore[assignment]
+
+    def withdraw() -> None:
+        if own:
+            model._tied_weights_keys = known
+        else:
+            # What was there before is the class's.
+            del model._tied_weights_keys
+
+    return withdraw
 
 
 def _read(path: Path) -> Mapping[str, Any]:
