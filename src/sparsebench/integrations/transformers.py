@@ -207,14 +207,13 @@ def _declare_shared(model: nn.Module) -> Callable[[], None] | None:
     known, own = getattr(model, "_tied_weights_keys", None), "_tied_weights_keys" in vars(model)
     # Before transformers 5 a list of the second names, a map to the first ones since.
     added = [*known, *unknown] if isinstance(known, list) else {**(known or {}), **unknown}
-    model._tied_weights_keys = added  # type: ignore[assignment]
+    vars(model)["_tied_weights_keys"] = added
 
     def withdraw() -> None:
+        del vars(model)["_tied_weights_keys"]
+        # Otherwise it is the class's.
         if own:
-            model._tied_weights_keys = known
-        else:
-            # What was there before is the class's.
-            del model._tied_weights_keys
+            vars(model)["_tied_weights_keys"] = known
 
     return withdraw
 
