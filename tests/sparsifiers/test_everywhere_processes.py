@@ -101,9 +101,59 @@ def every_method_under_ddp(rank):
     return results
 
 
+def disagreements(rank):
+    """The messages of comparisons that must fail, and of one that must not."""
+    same = {"a": torch.tensor([[True, False], [True, True]]), "b": torch.tensor([False])}
+    cases = {
+        "same": same,
+        "one bit": same | {"b": torch.tensor([rank == 1])},
+        "shape": same | {"a": same["a"] if rank == 0 else same["a"].flatten()},
+        "missing": same if rank == 0 else {"a": same["a"]},
+        "additional": same if rank == 1 else {"a": same["a"]},
+        "order": same if rank == 0 else dict(reversed(same.items())),
+    }
+    messages = {}
+    for case, masks in cases.items():
+        try:
+            verify_same_masks(masks)
+            messages[case] = None
+        except SparsebenchError as error:
+            messages[case] = str(error)
+    # Different weights with a first update before they were made the same: the case that the comparison is for.
+    sparsifier = sparsebench.magnitude_pruning(sparsity=0.5, begin=0, end=0, frequency=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(rank)
+        sparsifier.prepare(nn.Linear(6, 6))
+    try:
+        verify_same_masks(sparsifier.masks())
+    except SparsebenchError as error:
+        messages["prepared apart"] = str(error)
+    # Frozen zeros are the same everywhere.
+    model = network()
+    with torch.no_grad():
+        model.mixing.weight[:, 0] = 0.0
+    frozen = sparsebench.freeze_masks(model)
+    wrapped = DistributedDataParallel(model)
+    optimizer = momentum(wrapped.parameters())
+    frozen.attach(optimizer)
+    train_half(wrapped, frozen, optimizer, rank, range(3))
+    messages["frozen"] = int((model.mixing.weight == 0).sum())
+    return messages
+
+
+def both_parts(rank):
+    return every_method_under_ddp(rank), disagreements(rank)
+
+
 @pytest.fixture(scope="module")
-def under_ddp(tmp_path_factory):
-    return in_processes(every_method_under_ddp, tmp_path_factory.mktemp("ddp"))
+def two_ranks(tmp_path_factory):
+    """What each process found; started once, since starting takes longer than all that they do."""
+    return in_processes(both_parts, tmp_path_factory.mktemp("ddp"))
+
+
+@pytest.fixture(scope="module")
+def under_ddp(two_ranks):
+    return [trained for trained, _ in two_ranks]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -149,49 +199,9 @@ def test_a_state_saved_by_one_process_is_that_of_all(method, under_ddp):
     assert dropped_are_zero(model, sparsifier)
 
 
-def disagreements(rank):
-    """The messages of comparisons that must fail, and of one that must not."""
-    same = {"a": torch.tensor([[True, False], [True, True]]), "b": torch.tensor([False])}
-    cases = {
-        "same": same,
-        "one bit": same | {"b": torch.tensor([rank == 1])},
-        "shape": same | {"a": same["a"] if rank == 0 else same["a"].flatten()},
-        "missing": same if rank == 0 else {"a": same["a"]},
-        "additional": same if rank == 1 else {"a": same["a"]},
-        "order": same if rank == 0 else dict(reversed(same.items())),
-    }
-    messages = {}
-    for case, masks in cases.items():
-        try:
-            verify_same_masks(masks)
-            messages[case] = None
-        except SparsebenchError as error:
-            messages[case] = str(error)
-    # Different weights with a first update before they were made the same: the case that the comparison is for.
-    sparsifier = sparsebench.magnitude_pruning(sparsity=0.5, begin=0, end=0, frequency=1)
-    with torch.random.fork_rng():
-        torch.manual_seed(rank)
-        sparsifier.prepare(nn.Linear(6, 6))
-    try:
-        verify_same_masks(sparsifier.masks())
-    except SparsebenchError as error:
-        messages["prepared apart"] = str(error)
-    # Frozen zeros are the same everywhere.
-    model = network()
-    with torch.no_grad():
-        model.mixing.weight[:, 0] = 0.0
-    frozen = sparsebench.freeze_masks(model)
-    wrapped = DistributedDataParallel(model)
-    optimizer = momentum(wrapped.parameters())
-    frozen.attach(optimizer)
-    train_half(wrapped, frozen, optimizer, rank, range(3))
-    messages["frozen"] = int((model.mixing.weight == 0).sum())
-    return messages
-
-
-def test_peers_row_11_masks_that_differ_are_named_in_every_process(tmp_path):
+def test_peers_row_11_masks_that_differ_are_named_in_every_process(two_ranks):
     """PEERS 6 too: zeros are frozen under DistributedDataParallel."""
-    first, second = in_processes(disagreements, tmp_path)
+    first, second = (messages for _, messages in two_ranks)
     assert first == second
     assert first["same"] is None
     for case, name in {"one bit": "b", "shape": "a", "missing": "b", "additional": "b", "prepared apart": "weight"}.items():
