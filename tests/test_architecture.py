@@ -21,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "records": {"errors"},
     "analysis": {"errors", "records"},
     "training": BASE | {"sparsifiers", "workloads", "accounting", "records"},
+    "integrations": {"errors", "sparsifiers"},
     "studies": BASE | {"sparsifiers", "workloads", "records", "training"},
     "terminal": {"errors", "records", "analysis", "training", "studies"},
     "cli": BASE | {"terminal", "records", "analysis", "training", "studies", "sparsifiers", "workloads"},

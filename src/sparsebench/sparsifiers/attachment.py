@@ -11,9 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from sparsebench.errors import SparsebenchError
 
-__all__ = ["Attachment", "refuse_wrapped"]
+__all__ = ["Attachment", "StepArguments", "refuse_wrapped", "unwrap", "with_closure"]
 
 Closure: TypeAlias = Callable[[], Any]
+StepArguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of `optimizer.step`, as its hooks get and may change them."""
 
 
 class Attachment:
@@ -38,7 +40,7 @@ class Attachment:
         after: Callable[[], None],
         restore: Callable[[], None],
     ) -> None:
-        self.optimizer = _unwrap(optimizer)
+        self.optimizer = unwrap(optimizer)
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
         missing = [name for name, parameter in needed.items() if id(parameter) not in held]
         if missing:
@@ -58,28 +60,17 @@ class Attachment:
         for handle in self._handles:
             handle.remove()
 
-    def _pre_hook(
-        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def _pre_hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
         self._before()
         # A closure evaluates the network inside the step (LBFGS does so many times): what it reads and the gradients that it
         # leaves must be masked too. A hook after the step alone would come too late.
-        if callable(kwargs.get("closure")):
-            return args, kwargs | {"closure": self._wrapped(kwargs["closure"])}
-        if any(self._is_closure(value) for value in args):
-            return tuple(self._wrapped(value) if self._is_closure(value) else value for value in args), kwargs
-        return None
+        return with_closure(args, kwargs, self._wrapped)
 
     def _post_hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # GradScaler calls fused optimizers even when it found an infinity; they then do nothing.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not bool(found_inf):
             self._after()
-
-    @staticmethod
-    def _is_closure(value: object) -> bool:
-        # The optimizer itself is among the positional arguments.
-        return callable(value) and not isinstance(value, torch.optim.Optimizer)
 
     def _wrapped(self, closure: Closure) -> Closure:
         def masked() -> Any:
@@ -91,7 +82,23 @@ class Attachment:
         return masked
 
 
-def _unwrap(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def with_closure(args: tuple[Any, ...], kwargs: dict[str, Any], wrap: Callable[[Closure], Closure]) -> StepArguments | None:
+    """The arguments of an optimizer's step with its closure wrapped; None where there is no closure."""
+    if callable(kwargs.get("closure")):
+        return args, kwargs | {"closure": wrap(kwargs["closure"])}
+    # The optimizer itself is among the positional arguments.
+    closures = [callable(value) and not isinstance(value, torch.optim.Optimizer) for value in args]
+    if not any(closures):
+        return None
+    return tuple(wrap(value) if closure else value for value, closure in zip(args, closures, strict=True)), kwargs
+
+
+def unwrap(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The torch optimizer inside Accelerate's and similar wrappers.
+
+    Raises:
+        SparsebenchError: There is none.
+    """
     inner = getattr(optimizer, "optimizer", None)
     while isinstance(inner, torch.optim.Optimizer):
         optimizer, inner = inner, getattr(inner, "optimizer", None)
