@@ -177,9 +177,6 @@ def test_peers_row_12_masked_methods_work_on_sharded_weights(method, under_fsdp)
         assert sparsity == pytest.approx(zeros) == pytest.approx(0.8, abs=0.01)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="StochasticSparsifier counts the shard it holds as the whole: attach() must refuse DTensors"
-)
 @pytest.mark.parametrize("method", STOCHASTIC)
 def test_peers_row_12_stochastic_methods_are_refused_on_sharded_weights(method, under_fsdp):
     for _, results in under_fsdp:

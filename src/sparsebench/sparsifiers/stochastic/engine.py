@@ -29,7 +29,12 @@ from sparsebench.sparsifiers.stochastic.layers import (
     restore,
     samples_outputs,
 )
-from sparsebench.sparsifiers.stochastic.refusals import refuse_foreign_users, refuse_unconvertible, refuse_weight_readers
+from sparsebench.sparsifiers.stochastic.refusals import (
+    refuse_foreign_users,
+    refuse_sharded,
+    refuse_unconvertible,
+    refuse_weight_readers,
+)
 from sparsebench.sparsifiers.stochastic.summed_divergence import summed_divergence
 
 __all__ = ["StochasticSparsifier"]
@@ -123,11 +128,13 @@ class StochasticSparsifier:
         """Follow the steps of `optimizer`; an earlier optimizer is let go of.
 
         Raises:
-            SparsebenchError: A chosen weight or its auxiliary parameter is not in the optimizer.
+            SparsebenchError: A chosen weight or its auxiliary parameter is not in the optimizer, or weights are spread over
+                processes (FSDP2).
         """
         self._prepared()
         needed = {selected.name: selected.parameter for selected in self._selected}
         auxiliary = {self._auxiliary_name(selected): self._auxiliary(selected) for selected in self._selected}
+        refuse_sharded(needed)
         attachment = Attachment(optimizer, needed | auxiliary, _nothing, self._after_step, _nothing)
         if self._attachment is not None:
             self._attachment.detach()

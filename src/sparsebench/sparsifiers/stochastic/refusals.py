@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -10,7 +10,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.selection import SelectedWeight, is_left_out
 from sparsebench.sparsifiers.sparsifier import LayerChoice
 
-__all__ = ["refuse_foreign_users", "refuse_unconvertible", "refuse_weight_readers"]
+__all__ = ["refuse_foreign_users", "refuse_sharded", "refuse_unconvertible", "refuse_weight_readers"]
 
 # These read the weights of their parts without calling them: converted parts would be passed over in silence.
 WEIGHT_READERS = (
@@ -70,3 +70,17 @@ def refuse_unconvertible(name: str, layer: nn.Module) -> None:
         raise SparsebenchError(
             f"{name!r} is an Embedding with {option}: not possible with noisy weights; leave it out with layers="
         )
+
+
+def refuse_sharded(weights: Mapping[str, nn.Parameter]) -> None:
+    """Refuse weights of which this process holds only a part: penalty and sparsity would be those of the part.
+
+    Raises:
+        SparsebenchError: There is one; the message names it.
+    """
+    for name, weight in weights.items():
+        if hasattr(weight, "to_local"):
+            raise SparsebenchError(
+                f"{name!r} is spread over processes (fully_shard): variational dropout and L0 need whole weights; use "
+                "DistributedDataParallel, or a pruning method"
+            )
