@@ -9,6 +9,7 @@ from torch import nn
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.integrations.penalty_gradient import PenaltyGradient
+from sparsebench.sparsifiers.distributed import verify_same_masks
 from sparsebench.sparsifiers.sparsifier import Sparsifier
 
 __all__ = ["Connection"]
@@ -54,7 +55,8 @@ class Connection:
         """Attach to the optimizer that holds the sparsified weights, and let go of an earlier one.
 
         Raises:
-            SparsebenchError: None of them holds these weights; the message names the first that is missing.
+            SparsebenchError: None of them holds these weights (the message names the first that is missing), or the processes of a
+                distributed training have different masks.
         """
         refusal = SparsebenchError("there is no optimizer: nothing can be made sparse without training")
         for number, optimizer in enumerate(optimizers):
@@ -69,5 +71,7 @@ class Connection:
             if self._penalty_gradient is not None:
                 self._penalty_gradient.detach()
             self._penalty_gradient = penalty_gradient
+            # Here every process is known to train the same network, and to have come to this line.
+            verify_same_masks(self.sparsifier.masks())
             return
         raise refusal
