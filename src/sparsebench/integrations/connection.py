@@ -55,7 +55,7 @@ class Connection:
         """Attach to the optimizer that holds the sparsified weights, and let go of an earlier one.
 
         Raises:
-            SparsebenchError: None of them holds these weights (the message names the first that is missing), or the processes of a
+            SparsebenchError: None of them holds these weights (the message names the first that is missing), or processes of a
                 distributed training have different masks.
         """
         refusal = SparsebenchError("there is no optimizer: nothing can be made sparse without training")

@@ -235,7 +235,7 @@ def variational_dropout(
             use. 3.0 is Molchanov et al.'s.
         noise: "example": one draw per example and output unit, shared over the positions of a sequence [batch, ..., features],
             as in Gale et al.; "position": one per position; "weight": one per weight for the whole batch, the cheap mode (1.1 to
-            1.2 times a dense step where the others take 1.9 to 2.3). Measured, test accuracy of "example" and of "weight": digits,
+            1.2 times a dense step where others take 1.9 to 2.3). Measured, test accuracy of "example" and of "weight": digits,
             three seeds, 97.9 and 97.7 % at 96 % sparsity; Fashion-MNIST with 784-300-100-10 units, two seeds, 6,000 steps of 100
             images, 86.7 and 88.0 % at 94 %, 85.1 and 86.6 % at 98 %. At the same penalty "weight" drops more.
         initial_log_sigma2: Log variance of every weight at the start.
