@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -15,10 +14,11 @@ from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
 from sparsebench.sparsifiers.keyed_generator import keyed_generator
 from sparsebench.sparsifiers.masked.allocation import Allocation, Group
 from sparsebench.sparsifiers.masked.choice import checked_score, choose_masks
-from sparsebench.sparsifiers.masked.masks import pack, unpack
+from sparsebench.sparsifiers.masked.masks import pack
 from sparsebench.sparsifiers.masked.movement import Movement
 from sparsebench.sparsifiers.masked.optimizer_state import clean_optimizer_state
 from sparsebench.sparsifiers.masked.regrowth import Regrowth
+from sparsebench.sparsifiers.masked.saved_masks import read_masks
 from sparsebench.sparsifiers.masked.schedules import Schedule
 from sparsebench.sparsifiers.masked.scores import LayerState, Score
 from sparsebench.sparsifiers.masked.structures import Element, Structure
@@ -271,22 +271,7 @@ class MaskedSparsifier:
         """
         self._prepared()
         check_saved_state(state, self._description())
-        masks, asides = [], []
-        for matrix, weight in zip(self._matrices, self._weights(), strict=True):
-            bits = _saved_tensor(state, "masks", matrix.name)
-            if bits is None or bits.dtype != torch.uint8 or bits.shape != (math.ceil(weight.numel() / 8),):
-                raise SparsebenchError(f"the saved state is damaged: no mask of {weight.numel()} bits for {matrix.name!r}")
-            mask = unpack(bits, weight.shape).to(weight.device)
-            masks.append(torch.ones_like(weight).mul_(mask))
-            if self._policy == "returning":
-                aside, dropped = _saved_tensor(state, "aside", matrix.name), mask.numel() - int(mask.sum())
-                if aside is None and dropped == 0:
-                    aside = weight.new_empty(0)
-                if aside is None or aside.shape != (dropped,):
-                    raise SparsebenchError(f"the saved state is damaged: not {dropped} values aside for {matrix.name!r}")
-                kept_aside = torch.zeros_like(weight)
-                kept_aside[~mask] = aside.to(weight)
-                asides.append(kept_aside)
+        masks, asides = read_masks(state, self._matrices, self._policy == "returning")
         if self._movement is not None:
             self._movement.load_state_dict(state)
         self._masks, self._kept, self._aside, self._step = masks, None, asides or None, state["step"]
@@ -299,7 +284,7 @@ class MaskedSparsifier:
             self._update()
         self._check_finite()
         if self._movement is not None and (moved := self._movement.finish()):
-            self._install([moved.get(position, mask) for position, mask in enumerate(self._masks)])
+            self._install([moved[i] if i in moved else mask.bool() for i, mask in enumerate(self._masks)])
 
     @torch.no_grad()
     def _mask_weights(self) -> None:
@@ -321,23 +306,33 @@ class MaskedSparsifier:
     @torch.no_grad()
     def _install(self, chosen: Sequence[torch.Tensor]) -> None:
         """Go over to other masks: zero what they drop, and let the optimizer forget what changed."""
-        weights, before = self._weights(), self._masks
-        self._masks = [torch.empty_like(weight).copy_(mask) for weight, mask in zip(weights, chosen, strict=True)]
-        self._kept = None
+        weights = self._weights()
+        # In place wherever the weights are as they were: new memory costs more than the arithmetic.
+        self._masks = [_laid_out_like(mask, weight) for mask, weight in zip(self._masks, weights, strict=True)]
+        # Bytes convert ten times faster than bools.
+        news = [new.view(torch.uint8) for new in chosen]
         if self._attachment is not None:
-            stays = by_parameter(self._matrices, torch._foreach_mul(before, self._masks))
+            for mask, new in zip(self._masks, news, strict=True):
+                mask.mul_(torch.empty_like(mask).copy_(new))
+            stays = by_parameter(self._matrices, self._masks)
             parameters = {matrix.weight.name: matrix.weight.parameter for matrix in self._matrices}
             clean_optimizer_state(self._attachment.optimizer, list(parameters.values()), list(stays.values()))
+        for mask, new in zip(self._masks, news, strict=True):
+            mask.copy_(new)
+        self._kept = None
         if self._policy == "returning":
-            self._aside = [weight - weight * mask for weight, mask in zip(weights, self._masks, strict=True)]
+            self._aside = self._aside or [torch.empty_like(weight) for weight in weights]
+            self._aside = [_laid_out_like(aside, weight) for aside, weight in zip(self._aside, weights, strict=True)]
+            for weight, mask, aside in zip(weights, self._masks, self._aside, strict=True):
+                torch.sub(weight, torch.mul(weight, mask, out=aside), out=aside)
         self._mask_weights()
 
     def _choose(self, group: Group, positions: Sequence[int]) -> dict[str, torch.Tensor]:
         """Masks for the tensors that share a budget."""
         matrices = [self._matrices[position] for position in positions]
-        masks = [self._masks[position].bool() for position in positions]
+        masks = [self._masks[position] for position in positions]
         scores = [
-            checked_score(self._score, self._layer_state(matrix, mask), self._step)
+            checked_score(self._score, self._layer_state(matrix, mask.bool()), self._step)
             for matrix, mask in zip(matrices, masks, strict=True)
         ]
         sparsity = self._schedule.sparsity(self._step, group.sparsity)
@@ -393,7 +388,8 @@ class MaskedSparsifier:
         return self._model
 
 
-def _saved_tensor(state: Mapping[str, Any], part: str, name: str) -> torch.Tensor | None:
-    tensors = state.get(part)
-    tensor = tensors.get(name) if isinstance(tensors, Mapping) else None
-    return tensor if isinstance(tensor, torch.Tensor) else None
+def _laid_out_like(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The tensor in the dtype, device and memory format of a weight, itself where it has them."""
+    if (tensor.dtype, tensor.device, tensor.stride()) == (weight.dtype, weight.device, weight.stride()):
+        return tensor
+    return torch.empty_like(weight).copy_(tensor)
