@@ -31,6 +31,8 @@ def read_masks(
     masks, asides = [], []
     for matrix in weights:
         weight = matrix.tensor.detach()
+        if hasattr(weight, "full_tensor"):  # spread over processes: what was saved is whole
+            weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
         bits = _tensor(state, "masks", matrix.name)
         if bits is None or bits.dtype != torch.uint8 or bits.shape != (math.ceil(weight.numel() / 8),):
             raise SparsebenchError(f"the saved state is damaged: no mask of {weight.numel()} bits for {matrix.name!r}")
