@@ -92,7 +92,7 @@ def refuse_unshardable(matrices: Sequence[WeightMatrix], plain: bool) -> None:
         if _is_sharded(matrix.weight.parameter) and (matrix.count > 1 or not plain):
             what = "packed projections of attention" if matrix.count > 1 else "structures and regrowth"
             raise SparsebenchError(
-                f"{matrix.name!r} is spread over processes (fully_shard), where {what} are not supported: "
+                f"{matrix.weight.name!r} is spread over processes (fully_shard), where {what} are not supported: "
                 + ("leave it out with layers=" if matrix.count > 1 else "use structure='element' and a schedule of pruning")
             )
 
