@@ -202,6 +202,13 @@ def compress(
         ValueType | None,
         typer.Option(help="Round weights to this type: half the size, no longer the same to the last bit.", show_default=False),
     ] = None,
+    unsigned_zeros: Annotated[
+        bool,
+        typer.Option(
+            "--unsigned-zeros",
+            help="Leave out -0.0 too, which `weight * mask` makes of negative weights; it comes back as 0.0.",
+        ),
+    ] = False,
     zstd: Annotated[
         int | None,
         typer.Option(
@@ -224,7 +231,13 @@ def compress(
     from sparsebench.storage.state_files import read_state
 
     _refuse_same_file(source, target)
-    save_compressed(read_state(source), target, values=None if values is None else getattr(torch, values.value), zstd=zstd)
+    save_compressed(
+        read_state(source),
+        target,
+        values=None if values is None else getattr(torch, values.value),
+        signed_zeros=not unsigned_zeros,
+        zstd=zstd,
+    )
     held = inspect_checkpoint(target)
     terminal.say(f"{target}: {held.file_bytes:,} bytes, {held.ratio:.2f} times smaller than the dense tensors")
 

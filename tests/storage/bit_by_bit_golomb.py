@@ -1,4 +1,4 @@
-"""The code of a mask as docs/compressed-checkpoint.md defines it, a bit at a time in plain Python: the oracle for the fast one."""
+"""The code of a mask as docs/compressed-checkpoint.md defines it, a bit at a time in plain Python: the oracle."""
 
 from __future__ import annotations
 

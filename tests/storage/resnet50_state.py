@@ -1,4 +1,4 @@
-"""The state dict of a ResNet-50 (He et al. 2015, arXiv:1512.03385) with random weights: names, shapes and types as torchvision has them."""
+"""The state dict of a ResNet-50 (He et al. 2015, arXiv:1512.03385), named as in torchvision, with random weights."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def state() -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for sparsity in (0.0, 0.5, 0.8, 0.9, 0.98, 0.999, 1.0):
         keep = torch.rand(80, 70, generator=generator) >= sparsity
-        tensors[f"float {sparsity}"] = torch.randn(80, 70, generator=generator) * keep
+        tensors[f"float {sparsity}"] = torch.randn(80, 70, generator=generator) * keep + 0.0
         tensors[f"brain {sparsity}"] = tensors[f"float {sparsity}"].bfloat16()
         tensors[f"integer {sparsity}"] = torch.randint(1, 9, (80, 70), generator=generator) * keep
         tensors[f"eight bits {sparsity}"] = tensors[f"float {sparsity}"].to(torch.float8_e4m3fn)

@@ -157,7 +157,7 @@ def test_names_that_a_mask_would_have_are_taken_by_tensors(tmp_path: Path) -> No
 @pytest.mark.parametrize("values", [torch.float16, torch.bfloat16], ids=str)
 def test_rounded_values(tmp_path: Path, values: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(60, 60, generator=generator) * (torch.rand(60, 60, generator=generator) < 0.1)
+    weight = torch.randn(60, 60, generator=generator) * (torch.rand(60, 60, generator=generator) < 0.1) + 0.0
     weight[0, :4] = torch.tensor([float("nan"), float("inf"), -0.0, -1e-45])
     state = {
         "sparse": weight,
@@ -193,6 +193,35 @@ def test_value_too_large_for_its_new_type_is_refused(tmp_path: Path, values: tor
     with pytest.raises(SparsebenchError, match=rf"^tensor 'layer\.weight': it holds {large:g}".replace("+", r"\+")):
         save_compressed({"layer.weight": weight}, tmp_path / "x", values=values)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_negative_zeros_are_named_and_can_be_left_out(tmp_path: Path) -> None:
+    """What `weight * mask` leaves: half of the dropped weights are -0.0."""
+    weight = torch.randn(100, 100, dtype=torch.float64) * (torch.rand(100, 100) < 0.1)
+    weight[0, 0] = torch.tensor(0x7FF0_0000_0000_0001).view(torch.float64)  # a signalling NaN, which arithmetic would change
+    negative = int(((weight == 0) & weight.signbit()).sum())
+    state = {"w": weight, "half": weight.half(), "tied": weight, "complex": torch.tensor([-0.0j]), "b": torch.tensor([-1, 0])}
+    message = rf"{negative + int(((weight.half() == 0) & weight.half().signbit()).sum()):,} of 20,003 elements are -0\.0"
+    with pytest.warns(UserWarning, match=message):
+        save_compressed(state, tmp_path / "kept")
+    assert same_bits(load_compressed(tmp_path / "kept"), state)
+    assert 0.3 < inspect(tmp_path / "kept").tensors[0].sparsity < 0.6
+    save_compressed(state, tmp_path / "left out", signed_zeros=False)
+    positive = {"w": torch.where(weight == 0, 0.0, weight), "half": torch.where(weight == 0, 0.0, weight).half()}
+    back = load_compressed(tmp_path / "left out")
+    assert back["w"].signbit().sum() == (weight < 0).sum() + weight[0, :1].signbit().sum()
+    assert same_bits(back, state | positive | {"tied": positive["w"]})
+    assert back["tied"] is back["w"]
+    assert 0.85 < inspect(tmp_path / "left out").tensors[0].sparsity < 0.95
+
+
+def test_few_negative_zeros_are_no_matter(tmp_path: Path) -> None:
+    weight = torch.randn(100, 10)
+    weight[0] = -0.0
+    save_compressed({"w": weight}, tmp_path / "x")
+    weight[1, 0] = -0.0
+    with pytest.warns(UserWarning, match=r"^11 of 1,000 elements are -0\.0.*signed_zeros=False"):
+        save_compressed({"w": weight}, tmp_path / "x")
 
 
 WRITE = """

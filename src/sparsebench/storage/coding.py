@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sparsebench.errors import SparsebenchError
 from sparsebench.storage import zstd
 from sparsebench.storage.container import StoredTensor
 from sparsebench.storage.damage import DamagedFileError
 from sparsebench.storage.element_types import bytes_of, element_type, stored_shape, tensor_of, words
 from sparsebench.storage.golomb_rice import Gaps, decode_positions, encode_mask, measure_gaps
-from sparsebench.storage.table import CONVERSIONS, Row
+from sparsebench.storage.table import Row
 
 __all__ = ["CodedTensor", "decode_tensor", "encode_tensor"]
 
@@ -40,25 +39,21 @@ class CodedTensor:
     mask: StoredTensor | None = None
 
 
-def encode_tensor(
-    tensor: torch.Tensor, mask_name: str, *, values: torch.dtype | None = None, level: int | None = None
-) -> CodedTensor:
+def encode_tensor(tensor: torch.Tensor, dtype: torch.dtype, mask_name: str, level: int | None) -> CodedTensor:
     """Choose the smallest way to store a tensor: as it is, or its non-zero values and the code of its mask.
 
     Args:
         tensor: Of any shape and type that safetensors has.
+        dtype: The type it is to come back in; another one than its own where it was rounded.
         mask_name: What the code of the mask is to be called.
-        values: Type that float32 and float64 tensors of two or more dimensions are rounded to first.
-        level: Level of zstd, used where it saves bytes.
+        level: Level of zstd, used where it saves bytes; None for never.
 
     Raises:
-        SparsebenchError: A finite value is too large for `values`, or safetensors cannot store the type.
+        SparsebenchError: Safetensors has no such type.
     """
-    kind = element_type(tensor.dtype)
-    stored = _rounded(tensor, values) if values is not None and tensor.dim() > 1 else tensor
-    value_type = element_type(stored.dtype)
-    data, width = bytes_of(stored), value_type.bytes
-    plain = StoredTensor(value_type.name, stored_shape(stored), data)
+    kind, value_type = element_type(dtype), element_type(tensor.dtype)
+    data, width = bytes_of(tensor), value_type.bytes
+    plain = StoredTensor(value_type.name, stored_shape(tensor), data)
     row = Row(kind.name, plain.shape, 0, value_type.name)
     if not len(data) or kind.packed > 1:
         return CodedTensor(row, plain)
@@ -73,7 +68,7 @@ def encode_tensor(
 
 
 def decode_tensor(stored: Mapping[str, StoredTensor], name: str, row: Row) -> torch.Tensor:
-    """The tensor that `encode_tensor` was given, to the last bit if its values were not converted.
+    """The tensor that `encode_tensor` was given, to the last bit if it was not rounded.
 
     Allocates `row.bytes` and a few times what is stored: the caller has to look at `row.bytes` first.
 
@@ -140,17 +135,6 @@ def _cost(coded: CodedTensor) -> int:
     return len(coded.values.data) + mask_bytes + _ROW_BYTES
 
 
-def _rounded(tensor: torch.Tensor, values: torch.dtype) -> torch.Tensor:
-    if element_type(values).name not in CONVERSIONS.get(element_type(tensor.dtype).name, ()):
-        return tensor
-    rounded = tensor.detach().to(values)
-    overflown = torch.isinf(rounded) & ~torch.isinf(tensor)
-    if bool(overflown.any()):
-        first = float(tensor[overflown][0])
-        raise SparsebenchError(f"it holds {first:g}, which {values} cannot: choose bfloat16, or leave the values as they are")
-    return rounded
-
-
 def _widened(data: NDArray[np.uint8], row: Row) -> NDArray[np.uint8]:
     if row.values == row.kind:
         return data
@@ -169,9 +153,8 @@ def _content(
     else:
         expected = (row.values, row.shape if row.mask is None else (row.kept,))
     if (entry.kind, entry.shape) != expected:
-        raise DamagedFileError(
-            f"its {part} are stored as {_described(entry.kind, entry.shape)}: expected {_described(*expected)}"
-        )
+        found = _described(entry.kind, entry.shape)
+        raise DamagedFileError(f"stored {part}: {found}, expected {_described(*expected)}")
     return zstd.decompress(entry.data, width, size) if part in row.zstd else entry.data
 
 

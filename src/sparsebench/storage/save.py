@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.storage import zstd as zstd_frames
 from sparsebench.storage.coding import encode_tensor
 from sparsebench.storage.container import StoredTensor, write_container
+from sparsebench.storage.rounding import negative_zeros, rounded, without_negative_zeros
 from sparsebench.storage.table import Row, table_json
 
 __all__ = ["FORMAT", "save_compressed"]
 
 FORMAT = "sparsebench compressed 1"
+NOTABLE = 0.01  # fraction of elements that are -0.0 from which on somebody should know
 
 
 def save_compressed(
@@ -26,6 +29,7 @@ def save_compressed(
     path: str | Path,
     *,
     values: torch.dtype | None = None,
+    signed_zeros: bool = True,
     zstd: int | None = None,
     method: str | None = None,
     config: Mapping[str, Any] | None = None,
@@ -43,11 +47,16 @@ def save_compressed(
         path: The file to write, by convention `.safetensors`; it is there whole or not at all.
         values: `torch.float16` or `torch.bfloat16`: float32 and float64 tensors of two or more dimensions are rounded to it. They
             come back in their own type, rounded. Biases, normalization and running statistics stay as they are.
+        signed_zeros: Keep -0.0 apart from 0.0, as a value that takes its bytes. `weight * mask` makes -0.0 of negative weights
+            (what this package makes sparse has none); False leaves them out, and they come back as 0.0.
         zstd: Level from 1 (fast) to 22 (small): compress values and masks with Zstandard where that saves bytes. Needs the
             extra `storage`. None: such a file can be read with safetensors and NumPy alone.
         method: How the network became sparse.
         config: The configuration it was trained with, as JSON values.
         metrics: What was measured of it, as JSON values.
+
+    Warns:
+        UserWarning: More than one element in a hundred is -0.0, and kept.
 
     Raises:
         SparsebenchError: Something is no tensor, has no values or no type in safetensors, or does not fit into `values`;
@@ -57,9 +66,9 @@ def save_compressed(
         >>> import tempfile
         >>> model = nn.Linear(100, 100)
         >>> with torch.no_grad():
-        ...     _ = model.weight.mul_(torch.rand(100, 100) > 0.9).add_(0.0)
+        ...     _ = model.weight.mul_(torch.rand(100, 100) > 0.9)
         >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
-        >>> save_compressed(model, path, method="random", metrics={"accuracy": 91.5})
+        >>> save_compressed(model, path, signed_zeros=False, method="random", metrics={"accuracy": 91.5})
         >>> path.stat().st_size < 0.2 * 4 * 100 * 100
         True
     """
@@ -69,6 +78,8 @@ def save_compressed(
         zstd_frames.check_level(zstd)
     metadata = _described(method, config, metrics)
     tensors, tied = _distinct(_state(model_or_state_dict))
+    if signed_zeros:
+        _warn_of_negative_zeros(tensors)
     stored: dict[str, StoredTensor] = {}
     rows: dict[str, Row] = {}
     for name, tensor in tensors.items():
@@ -76,7 +87,8 @@ def save_compressed(
         while mask_name in tensors or mask_name in stored:
             mask_name += "_"
         try:
-            coded = encode_tensor(tensor, mask_name, values=values, level=zstd)
+            prepared = tensor if values is None else rounded(tensor, values)
+            coded = encode_tensor(prepared if signed_zeros else without_negative_zeros(prepared), tensor.dtype, mask_name, zstd)
         except SparsebenchError as error:
             raise SparsebenchError(f"tensor {name!r}: {error}") from error
         stored[name] = coded.values
@@ -86,6 +98,16 @@ def save_compressed(
             rows[name] = coded.row
     metadata |= {"tensors": table_json(rows), "tied": _json("tied names", tied)}
     write_container(Path(path), stored, {"format": FORMAT} | metadata, checksum=True)
+
+
+def _warn_of_negative_zeros(tensors: Mapping[str, torch.Tensor]) -> None:
+    elements, negative = sum(tensor.numel() for tensor in tensors.values()), sum(map(negative_zeros, tensors.values()))
+    if negative > elements * NOTABLE:
+        warnings.warn(
+            f"{negative:,} of {elements:,} elements are -0.0, which is kept like any value: signed_zeros=False leaves them out, "
+            "and the file gets smaller",
+            stacklevel=3,
+        )
 
 
 def _described(method: str | None, config: Mapping[str, Any] | None, metrics: Mapping[str, Any] | None) -> dict[str, str]:

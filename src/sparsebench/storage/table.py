@@ -146,7 +146,7 @@ def _parse_row(fields: Any) -> Row:
         raise DamagedFileError(f"shape stands for {elements} elements: expected 1 to {_MAX_ELEMENTS}")
     zeros = _integer("zeros", fields["zeros"], 0, elements)
     mask, rice, zstd = fields.get("mask"), fields.get("rice"), fields.get("zstd", [])
-    if ("mask" in fields) != ("rice" in fields) or not isinstance(mask, str | None):
+    if ("mask" in fields) != ("rice" in fields) or not isinstance(fields.get("mask", ""), str):
         raise DamagedFileError("mask and rice must be there together, a name and an integer")
     if mask is not None:
         _integer("rice", rice, 0, MAX_PARAMETER)
