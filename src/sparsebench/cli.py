@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -231,13 +232,13 @@ def compress(
     from sparsebench.storage.state_files import read_state
 
     _refuse_same_file(source, target)
-    save_compressed(
-        read_state(source),
-        target,
-        values=None if values is None else getattr(torch, values.value),
-        signed_zeros=not unsigned_zeros,
-        zstd=zstd,
-    )
+    state = read_state(source)
+    rounded_to = None if values is None else getattr(torch, values.value)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        save_compressed(state, target, values=rounded_to, signed_zeros=not unsigned_zeros, zstd=zstd)
+    for warning in caught:
+        typer.echo(f"warning: {warning.message}", err=True)
     held = inspect_checkpoint(target)
     terminal.say(f"{target}: {held.file_bytes:,} bytes, {held.ratio:.2f} times smaller than the dense tensors")
 

@@ -17,41 +17,10 @@ from sparsebench.storage import save_compressed
 START = b'{"__metadata__":{"sha256":"'
 HOSTILE: list[Any] = [
     *(0, 1, -1, 2, 3, 7, 41, 255, 2**31, 2**40, 2**53, 2**60, 2**62, 2**63, 2**64, 10**30, 0.5, 1e308, float("nan")),
-    *(
-        None,
-        True,
-        False,
-        "",
-        "w",
-        "w.mask",
-        "b",
-        "U8",
-        "F32",
-        "F16",
-        "BF16",
-        "F64",
-        "BOOL",
-        "F4",
-        "F8_E8M0",
-        "\x00",
-        "__metadata__",
-    ),
-    *(
-        [],
-        {},
-        [0],
-        [1],
-        [2**40],
-        [2**20, 2**20],
-        [2**62, 4],
-        [-1],
-        [0, 2**40],
-        [1] * 70,
-        ["values"],
-        ["mask"],
-        ["values", "mask"],
-        [[]],
-    ),
+    *(None, True, False, "", "w", "w.mask", "b", "\x00", "__metadata__"),
+    *("U8", "F32", "F16", "BF16", "F64", "BOOL", "F4", "F8_E8M0"),
+    *([], {}, [0], [1], [2**40], [2**20, 2**20], [2**62, 4], [-1], [0, 2**40], [1] * 70, [[]]),
+    *(["values"], ["mask"], ["values", "mask"]),
     {"dtype": "F32", "shape": [2**40], "zeros": 2**40},
     {"dtype": "U8", "shape": [3], "zeros": 0},
     {"a": {"b": []}},
@@ -113,9 +82,12 @@ def flip_bytes(chance: random.Random, data: bytes) -> bytes:
     header_end = 8 + int.from_bytes(data[:8], "little")
     for _ in range(chance.choice([1, 1, 1, 2, 5, 30])):
         place = chance.randrange(chance.choice([len(data), header_end]))
-        changed[place] = chance.choice(
-            [changed[place] ^ 1 << chance.randrange(8), chance.randrange(256), ord(chance.choice('0129",:[]{}'))]
+        bit, any_byte, telling = (
+            changed[place] ^ 1 << chance.randrange(8),
+            chance.randrange(256),
+            ord(chance.choice('0129",:[]{}')),
         )
+        changed[place] = chance.choice([bit, any_byte, telling])
     return bytes(changed)
 
 

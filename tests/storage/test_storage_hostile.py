@@ -29,13 +29,14 @@ def outcome(path: Path, data: bytes) -> dict[str, torch.Tensor] | None:
     path.write_bytes(data)
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
+    state, problem = None, f"{path}"
     try:
         state = load_compressed(path, max_bytes=LIMIT)
     except SparsebenchError as error:
-        state = None
-        assert str(error).startswith(f"{path}")
-        assert "\n" not in str(error)
-        assert len(str(error)) < 600
+        problem = str(error)
+    assert problem.startswith(f"{path}")
+    assert "\n" not in problem
+    assert len(problem) < 600
     assert tracemalloc.get_traced_memory()[1] - before < LIMIT + SPARE
     with contextlib.suppress(SparsebenchError):
         str(inspect(path))

@@ -38,7 +38,7 @@ def random_bits(shape: tuple[int, ...], dtype: torch.dtype, sparsity: float, see
 @st.composite
 def states(draw: st.DrawFn) -> dict[str, torch.Tensor]:
     state = {}
-    for name in draw(st.lists(st.text(max_size=8).filter(lambda name: name != "__metadata__"), max_size=4, unique=True)):
+    for name in draw(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), max_size=4, unique=True)):
         shape = tuple(draw(st.lists(st.integers(0, 12), max_size=4)))
         sparsity = draw(st.sampled_from([0.0, 0.05, 0.5, 0.9, 0.99, 1.0]))
         tensor = random_bits(shape, draw(st.sampled_from(WHOLE)), sparsity, draw(st.integers(0, 2**32)))
@@ -50,11 +50,7 @@ def states(draw: st.DrawFn) -> dict[str, torch.Tensor]:
 @given(state=states())
 def test_any_state_comes_back_to_the_last_bit(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "x"
-    try:
-        save_compressed(state, path)
-    except SparsebenchError as error:
-        assert "not Unicode" in str(error)  # a lone surrogate in a name
-        return
+    save_compressed(state, path)
     back = load_compressed(path)
     assert list(back) == list(state)
     assert same_bits(back, state)
@@ -110,7 +106,8 @@ def test_tensors_in_any_layout_are_stored_in_row_major_order(tmp_path: Path) -> 
         "negative": torch.complex(sparse, sparse).conj().imag,
         "parameter": nn.Parameter(sparse),
     }
-    save_compressed(state, tmp_path / "x")
+    with pytest.warns(UserWarning, match=r"are -0\.0"):
+        save_compressed(state, tmp_path / "x")
     assert same_bits(load_compressed(tmp_path / "x"), state)
 
 
