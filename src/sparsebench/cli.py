@@ -213,7 +213,7 @@ def compress(
     zstd: Annotated[
         int | None,
         typer.Option(
-            help="Compress further with Zstandard at this level, 1 (fast) to 22 (small). Needs sparsebench[storage].",
+            help="Compress further with Zstandard at this level, 1 (fast) to 22 (small). Needs the package zstandard.",
             metavar="LEVEL",
             show_default=False,
         ),

@@ -82,12 +82,8 @@ def flip_bytes(chance: random.Random, data: bytes) -> bytes:
     header_end = 8 + int.from_bytes(data[:8], "little")
     for _ in range(chance.choice([1, 1, 1, 2, 5, 30])):
         place = chance.randrange(chance.choice([len(data), header_end]))
-        bit, any_byte, telling = (
-            changed[place] ^ 1 << chance.randrange(8),
-            chance.randrange(256),
-            ord(chance.choice('0129",:[]{}')),
-        )
-        changed[place] = chance.choice([bit, any_byte, telling])
+        flipped = changed[place] ^ 1 << chance.randrange(8)
+        changed[place] = chance.choice([flipped, chance.randrange(256), *b'012",:[]{}'])
     return bytes(changed)
 
 

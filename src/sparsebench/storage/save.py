@@ -104,8 +104,8 @@ def _warn_of_negative_zeros(tensors: Mapping[str, torch.Tensor]) -> None:
     elements, negative = sum(tensor.numel() for tensor in tensors.values()), sum(map(negative_zeros, tensors.values()))
     if negative > elements * NOTABLE:
         warnings.warn(
-            f"{negative:,} of {elements:,} elements are -0.0, which is kept like any value: signed_zeros=False (--unsigned-zeros on "
-            "the command line) leaves them out, and the file gets smaller",
+            f"{negative:,} of {elements:,} elements are -0.0, which is kept like any value: signed_zeros=False "
+            "(--unsigned-zeros on the command line) leaves them out, and the file gets smaller",
             stacklevel=3,
         )
 
