@@ -15,7 +15,7 @@ from short_runs import STEPS, TECHNIQUES, InterruptedRunError, left_over, short,
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
-from sparsebench.storage import load_compressed
+from sparsebench.storage import inspect, load_compressed
 from sparsebench.training import loop as training_loop
 from sparsebench.training import run as training_run
 from sparsebench.training.checkpoint import weights_hash
@@ -41,6 +41,11 @@ def test_record_says_what_the_model_file_holds(tmp_path: Path, technique: str) -
     assert (record.steps, record.seed, record.method) == (STEPS, 3, config.method)
     model = load_compressed(folder.model_path)
     assert weights_hash(model) == record.weights_sha256
+    held = inspect(folder.model_path)
+    assert (held.method, held.config) == (config.method, record.config)
+    assert held.metrics == record.points[0].model_dump(mode="json", exclude={"layers"})
+    zeros = {row.name: row.zeros for row in held.tensors}
+    assert {layer.layer: layer.zeros for layer in record.points[0].layers}.items() <= zeros.items()
     layers = record.points[0].layers
     assert [layer.layer for layer in layers] == [name for name, tensor in model.items() if tensor.dim() > 1] or {
         layer.layer for layer in layers

@@ -8,8 +8,7 @@ from pathlib import Path
 from sparsebench.errors import SparsebenchError
 from sparsebench.storage.container import Container, has_checksum, read_container, verify_checksum
 from sparsebench.storage.damage import DamagedFileError, naming
-from sparsebench.storage.save import FORMAT
-from sparsebench.storage.table import Row, parse_object, parse_table
+from sparsebench.storage.table import FORMAT, Row, parse_object, parse_table
 
 __all__ = ["CheckpointFile", "read_checkpoint"]
 

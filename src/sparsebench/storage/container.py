@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,15 @@ from sparsebench.atomic import atomic_file
 from sparsebench.errors import SparsebenchError
 from sparsebench.storage.damage import DamagedFileError
 
-__all__ = ["Container", "StoredTensor", "has_checksum", "read_container", "verify_checksum", "write_container"]
+__all__ = [
+    "Container",
+    "StoredTensor",
+    "has_checksum",
+    "read_container",
+    "verify_checksum",
+    "write_container",
+    "write_sealed_container",
+]
 
 _MAX_HEADER = 100_000_000  # the limit of safetensors' own reader
 _ALIGNMENT = 8
@@ -51,7 +59,7 @@ class Container:
     size: int
 
 
-def write_container(path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str], *, checksum: bool) -> None:
+def write_container(path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, whole or not at all.
 
     Args:
@@ -59,20 +67,40 @@ def write_container(path: Path, tensors: Mapping[str, StoredTensor], metadata: M
         tensors: What it holds. The header keeps their order; in the data those with the widest elements come first, which aligns
             them all.
         metadata: Texts for its header, in this order.
-        checksum: Begin the metadata with `sha256`: the SHA-256 of the whole file with these 64 digits as zeros.
 
     Raises:
         SparsebenchError: It cannot be written, or is more than safetensors allows.
     """
-    names = sorted(tensors, key=lambda name: -_width(tensors[name]))
+    names = _in_file_order(tensors)
+    _write(path, [_header(tensors, names, metadata), *(tensors[name].data.data for name in names)])
+
+
+def write_sealed_container(path: Path, tensors: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> None:
+    """`write_container`, with metadata that begin with `sha256`: that of the whole file with its 64 digits as zeros."""
+    names = _in_file_order(tensors)
+    header = _header(tensors, names, {"sha256": "0" * _DIGITS} | dict(metadata))
+    parts = [header, *(tensors[name].data.data for name in names)]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    header[_CHECKSUM] = digest.hexdigest().encode()
+    _write(path, parts)
+
+
+def _in_file_order(tensors: Mapping[str, StoredTensor]) -> list[str]:
+    return sorted(tensors, key=lambda name: -_width(tensors[name]))
+
+
+def _header(tensors: Mapping[str, StoredTensor], names: list[str], metadata: Mapping[str, str]) -> bytearray:
+    """The beginning of the file up to the data, which come in the order of `names`."""
     places, end = {}, 0
     for name in names:
         places[name] = [end, end + len(tensors[name].data)]
         end = places[name][1]
-    entries: dict[str, Any] = {"__metadata__": ({"sha256": "0" * _DIGITS} if checksum else {}) | dict(metadata)}
+    if "__metadata__" in tensors:
+        raise SparsebenchError("a tensor is called '__metadata__', which safetensors keeps for itself: give it another name")
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     for name, stored in tensors.items():
-        if name == "__metadata__":
-            raise SparsebenchError("a tensor is called '__metadata__', which safetensors keeps for itself: give it another name")
         entries[name] = {"dtype": stored.kind, "shape": list(stored.shape), "data_offsets": places[name]}
     try:
         text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
@@ -81,16 +109,13 @@ def write_container(path: Path, tensors: Mapping[str, StoredTensor], metadata: M
     text += b" " * (-len(text) % _ALIGNMENT)
     if len(text) > _MAX_HEADER:
         raise SparsebenchError(f"the header has {len(text)} bytes, safetensors allows {_MAX_HEADER}: shorten config and metrics")
-    header = bytearray(len(text).to_bytes(8, "little") + text)
-    if checksum:
-        digest = hashlib.sha256(header)
-        for name in names:
-            digest.update(tensors[name].data.data)
-        header[_CHECKSUM] = digest.hexdigest().encode()
+    return bytearray(len(text).to_bytes(8, "little") + text)
+
+
+def _write(path: Path, parts: Iterable[bytearray | memoryview]) -> None:
     with atomic_file(path) as file:
-        file.write(header)
-        for name in names:
-            file.write(tensors[name].data.data)
+        for part in parts:
+            file.write(part)
 
 
 def read_container(data: bytes) -> Container:
@@ -125,17 +150,11 @@ def verify_checksum(data: bytes) -> None:
     Raises:
         DamagedFileError: They differ.
     """
-    digest = hashlib.sha256()
-    for part in _with_zeros(data):
-        digest.update(part)
+    digest = hashlib.sha256(data[: _CHECKSUM.start])
+    digest.update(b"0" * _DIGITS)
+    digest.update(memoryview(data)[_CHECKSUM.stop :])
     if digest.hexdigest().encode() != data[_CHECKSUM]:
         raise DamagedFileError("cut short or altered since it was written (its SHA-256 is not the one it names)")
-
-
-def _with_zeros(data: bytes) -> Iterator[bytes | memoryview]:
-    yield data[: _CHECKSUM.start]
-    yield b"0" * _DIGITS
-    yield memoryview(data)[_CHECKSUM.stop :]
 
 
 def _width(stored: StoredTensor) -> int:

@@ -14,13 +14,12 @@ from torch import nn
 from sparsebench.errors import SparsebenchError
 from sparsebench.storage import zstd as zstd_frames
 from sparsebench.storage.coding import encode_tensor
-from sparsebench.storage.container import StoredTensor, write_container
+from sparsebench.storage.container import StoredTensor, write_sealed_container
 from sparsebench.storage.rounding import negative_zeros, rounded, without_negative_zeros
-from sparsebench.storage.table import Row, table_json
+from sparsebench.storage.table import FORMAT, Row, table_json
 
-__all__ = ["FORMAT", "save_compressed"]
+__all__ = ["save_compressed"]
 
-FORMAT = "sparsebench compressed 1"
 NOTABLE = 0.01  # fraction of elements that are -0.0 from which on somebody should know
 
 
@@ -97,7 +96,7 @@ def save_compressed(
         if not coded.row.is_plain:
             rows[name] = coded.row
     metadata |= {"tensors": table_json(rows), "tied": _json("tied names", tied)}
-    write_container(Path(path), stored, {"format": FORMAT} | metadata, checksum=True)
+    write_sealed_container(Path(path), stored, {"format": FORMAT} | metadata)
 
 
 def _warn_of_negative_zeros(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -50,7 +50,7 @@ def write_state(state: Mapping[str, torch.Tensor], path: Path) -> None:
         name: StoredTensor(element_type(tensor.dtype).name, stored_shape(tensor), bytes_of(tensor))
         for name, tensor in state.items()
     }
-    write_container(path, tensors, {"format": "pt"}, checksum=False)
+    write_container(path, tensors, {"format": "pt"})
 
 
 def _read_torch(path: Path) -> dict[str, torch.Tensor]:

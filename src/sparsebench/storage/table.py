@@ -11,7 +11,9 @@ from sparsebench.storage.damage import DamagedFileError, naming
 from sparsebench.storage.element_types import ElementType, element_type_named
 from sparsebench.storage.golomb_rice import MAX_PARAMETER
 
-__all__ = ["CONVERSIONS", "Row", "parse_object", "parse_table", "table_json"]
+__all__ = ["CONVERSIONS", "FORMAT", "Row", "parse_object", "parse_table", "table_json"]
+
+FORMAT = "sparsebench compressed 1"
 
 # Element types and what their values may be stored as instead.
 CONVERSIONS = {"F32": ("F16", "BF16"), "F64": ("F16", "BF16")}
