@@ -79,7 +79,7 @@ def write_sealed_container(path: Path, tensors: Mapping[str, StoredTensor], meta
     """`write_container`, with metadata that begin with `sha256`: that of the whole file with its 64 digits as zeros."""
     names = _in_file_order(tensors)
     header = _header(tensors, names, {"sha256": "0" * _DIGITS} | dict(metadata))
-    parts = [header, *(tensors[name].data.data for name in names)]
+    parts: list[bytearray | memoryview] = [header, *(tensors[name].data.data for name in names)]
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
