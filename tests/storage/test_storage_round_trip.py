@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.storage import inspect, load_compressed, save_compressed
+from sparsebench.storage import container, inspect, load_compressed, save_compressed
 from sparsebench.storage.element_types import _BY_TORCH
 
 TYPES = sorted(_BY_TORCH, key=str)
@@ -329,6 +329,22 @@ def test_quantized_and_sharded_tensors_are_refused(tmp_path: Path) -> None:
         save_compressed({"q": quantized}, tmp_path / "x")
     with pytest.raises(SparsebenchError, match=r"sharded over processes: gather it first"):
         save_compressed({"a": torch.ones(3).as_subclass(Sharded)}, tmp_path / "x")
+
+
+def test_type_that_an_older_safetensors_does_not_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = safetensors.deserialize
+
+    def older(data: bytes) -> Any:
+        if b"C64" in data:
+            raise safetensors.SafetensorError("unknown variant")
+        return read(data)
+
+    monkeypatch.setattr(safetensors, "deserialize", older)
+    container._is_known.cache_clear()
+    with pytest.raises(SparsebenchError, match=r"^tensor 'c' is of type C64, which safetensors \S+ cannot read: install a newer"):
+        save_compressed({"w": torch.ones(3), "c": torch.ones(3) * 1j}, tmp_path / "x")
+    container._is_known.cache_clear()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_that_is_missing_and_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
@@ -101,6 +102,11 @@ def _header(tensors: Mapping[str, StoredTensor], names: list[str], metadata: Map
         raise SparsebenchError("a tensor is called '__metadata__', which safetensors keeps for itself: give it another name")
     entries: dict[str, Any] = {"__metadata__": dict(metadata)}
     for name, stored in tensors.items():
+        if not _is_known(stored.kind):
+            raise SparsebenchError(
+                f"tensor {name!r} is of type {stored.kind}, which safetensors {safetensors.__version__} cannot read: "
+                "install a newer one"
+            )
         entries[name] = {"dtype": stored.kind, "shape": list(stored.shape), "data_offsets": places[name]}
     try:
         text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
@@ -155,6 +161,17 @@ def verify_checksum(data: bytes) -> None:
     digest.update(memoryview(data)[_CHECKSUM.stop :])
     if digest.hexdigest().encode() != data[_CHECKSUM]:
         raise DamagedFileError("cut short or altered since it was written (its SHA-256 is not the one it names)")
+
+
+@functools.cache
+def _is_known(kind: str) -> bool:
+    """Whether the installed safetensors reads this type; each release knows more of them."""
+    text = json.dumps({"x": {"dtype": kind, "shape": [0], "data_offsets": [0, 0]}}).encode()
+    try:
+        safetensors.deserialize(len(text).to_bytes(8, "little") + text)  # type: ignore[no-untyped-call]
+    except safetensors.SafetensorError:
+        return False
+    return True
 
 
 def _width(stored: StoredTensor) -> int:
