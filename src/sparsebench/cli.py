@@ -1,9 +1,10 @@
-"""The command line: train, study run, report, list, sql."""
+"""The command line: train, study run, report, list, sql, compress, inspect, decompress."""
 
 from __future__ import annotations
 
 import os
 import sys
+import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -34,6 +35,13 @@ class Listing(str, Enum):
     methods = "methods"
     workloads = "workloads"
     studies = "studies"
+
+
+class ValueType(str, Enum):
+    """What `sparsebench compress --values` can round to."""
+
+    float16 = "float16"
+    bfloat16 = "bfloat16"
 
 
 Out = Annotated[Path, typer.Option("--out", help="Results folder; made where it is missing.", show_default=True)]
@@ -183,6 +191,104 @@ def sql(
     from sparsebench.records.query import query
 
     terminal.print_frame(query(directory, statement))
+
+
+@app.command()
+def compress(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="Weights: a .safetensors file, or what torch.save(model.state_dict(), IN) wrote.")
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The compressed checkpoint to write, such as small.safetensors.")],
+    values: Annotated[
+        ValueType | None,
+        typer.Option(help="Round weights to this type: half the size, no longer the same to the last bit.", show_default=False),
+    ] = None,
+    unsigned_zeros: Annotated[
+        bool,
+        typer.Option(
+            "--unsigned-zeros",
+            help="Leave out -0.0 too, which `weight * mask` makes of negative weights; it comes back as 0.0.",
+        ),
+    ] = False,
+    zstd: Annotated[
+        int | None,
+        typer.Option(
+            help="Compress further with Zstandard at this level, 1 (fast) to 22 (small). Needs the package zstandard.",
+            metavar="LEVEL",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Make the file of a sparse network small: zeros are left out, everything else is kept to the last bit.
+
+    Example: sparsebench compress model.pt small.safetensors
+
+    `sparsebench decompress` gives the weights back; in Python, sparsebench.storage.load_compressed does.
+    """
+    import torch
+
+    from sparsebench.storage import inspect as inspect_checkpoint
+    from sparsebench.storage import save_compressed
+    from sparsebench.storage.state_files import read_state
+
+    _refuse_same_file(source, target)
+    state = read_state(source)
+    rounded_to = None if values is None else getattr(torch, values.value)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        save_compressed(state, target, values=rounded_to, signed_zeros=not unsigned_zeros, zstd=zstd)
+    for warning in caught:
+        typer.echo(f"warning: {warning.message}", err=True)
+    held = inspect_checkpoint(target)
+    terminal.say(f"{target}: {held.file_bytes:,} bytes, {held.ratio:.2f} times smaller than the dense tensors")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A compressed checkpoint, such as a run's model.safetensors.")],
+) -> None:
+    """Print what a compressed checkpoint holds: every tensor, how sparse it is, how it is stored, how many bytes that takes.
+
+    Example: sparsebench inspect small.safetensors
+    """
+    from sparsebench.storage import inspect as inspect_checkpoint
+
+    terminal.say(str(inspect_checkpoint(file)))
+
+
+@app.command()
+def decompress(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A compressed checkpoint.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The plain .safetensors file to write.")],
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(
+            help="Refuse a file that unfolds to more bytes than this. 1 GiB, or 256 times the size of IN if that is more, where "
+            "left out.",
+            metavar="BYTES",
+            min=0,
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Turn a compressed checkpoint back into an ordinary file of weights, zeros included.
+
+    Example: sparsebench decompress small.safetensors model.safetensors
+    """
+    from sparsebench.storage import load_compressed
+    from sparsebench.storage.state_files import write_state
+
+    _refuse_same_file(source, target)
+    if target.suffix != ".safetensors":
+        raise SparsebenchError(f"OUT is {target}: expected a name that ends in .safetensors, the format that is written")
+    state = load_compressed(source, max_bytes=max_bytes)
+    write_state(state, target)
+    terminal.say(f"{target}: {target.stat().st_size:,} bytes, {len(state)} tensors")
+
+
+def _refuse_same_file(source: Path, target: Path) -> None:
+    if source.resolve() == target.resolve():
+        raise SparsebenchError(f"IN and OUT are the same file, {source}: choose another name for OUT")
 
 
 def main() -> None:

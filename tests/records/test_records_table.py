@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from sparsebench.atomic import atomic_file, make_directory
 from sparsebench.errors import SparsebenchError
 from sparsebench.records import table
-from sparsebench.records.atomic import atomic_file, make_directory
 from sparsebench.records.query import query
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord, short_hash

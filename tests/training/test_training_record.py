@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from short_runs import STEPS, TECHNIQUES, InterruptedRunError, left_over, short, stop_at
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
+from sparsebench.storage import inspect, load_compressed
 from sparsebench.training import loop as training_loop
 from sparsebench.training import run as training_run
 from sparsebench.training.checkpoint import weights_hash
@@ -39,8 +39,13 @@ def test_record_says_what_the_model_file_holds(tmp_path: Path, technique: str) -
     assert record == folder.read_result()
     assert (record.run_id, record.config) == (config.run_id, config.model_dump(mode="json"))
     assert (record.steps, record.seed, record.method) == (STEPS, 3, config.method)
-    model = safetensors.torch.load_file(folder.model_path)
+    model = load_compressed(folder.model_path)
     assert weights_hash(model) == record.weights_sha256
+    held = inspect(folder.model_path)
+    assert (held.method, held.config) == (config.method, record.config)
+    assert held.metrics == record.points[0].model_dump(mode="json", exclude={"layers"})
+    zeros = {row.name: row.zeros for row in held.tensors}
+    assert {layer.layer: layer.zeros for layer in record.points[0].layers}.items() <= zeros.items()
     layers = record.points[0].layers
     assert [layer.layer for layer in layers] == [name for name, tensor in model.items() if tensor.dim() > 1] or {
         layer.layer for layer in layers

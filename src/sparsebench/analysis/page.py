@@ -21,7 +21,7 @@ from sparsebench.analysis.statistics import LEVEL
 from sparsebench.analysis.study_data import load_study
 from sparsebench.analysis.tables import best_rows, choices, configurations, costs, failed_runs
 from sparsebench.analysis.wording import asked, metric_label, value
-from sparsebench.records.atomic import atomic_file
+from sparsebench.atomic import atomic_file
 
 __all__ = ["render_page", "write_page"]
 

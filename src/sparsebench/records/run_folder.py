@@ -12,8 +12,8 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from sparsebench.atomic import atomic_file, make_directory
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.atomic import atomic_file, make_directory
 from sparsebench.records.schema import RunRecord, canonical_json
 
 __all__ = ["RunFolder", "Status"]
@@ -43,7 +43,7 @@ class RunFolder:
 
     @property
     def model_path(self) -> Path:
-        """The final network's weights, exact zeros included."""
+        """The final network as a compressed checkpoint; `sparsebench.storage.load_compressed` reads it."""
         return self.path / "model.safetensors"
 
     @property

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sparsebench.atomic import atomic_file
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.atomic import atomic_file
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.records.schema import RunRecord, canonical_json, short_hash
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsebench.atomic import atomic_file, make_directory
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.atomic import atomic_file, make_directory
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.studies.plan import describe_methods, plan_runs
 from sparsebench.studies.study_file import Study

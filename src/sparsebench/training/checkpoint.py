@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from sparsebench.atomic import atomic_file
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.atomic import atomic_file
 
 __all__ = ["load_checkpoint", "save_checkpoint", "weights_hash"]
 

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from sparsebench.accounting import TrainingCost
+from sparsebench.atomic import atomic_file
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.atomic import atomic_file
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.sparsifiers.sparsifier import Sparsifier
 from sparsebench.training.checkpoint import load_checkpoint, save_checkpoint

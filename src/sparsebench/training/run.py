@@ -10,17 +10,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
 
-import safetensors.torch
 import torch
 from torch import nn
 
 from sparsebench.accounting import TrainingCost
+from sparsebench.atomic import make_directory
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.atomic import atomic_file, make_directory
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord
 from sparsebench.sparsifiers.selection import select_weights
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, Sparsifier
+from sparsebench.storage import save_compressed
 from sparsebench.training.checkpoint import weights_hash
 from sparsebench.training.config import RunConfig, build_sparsifier
 from sparsebench.training.cost import report_of_example
@@ -108,7 +108,7 @@ def _train(config: RunConfig, folder: RunFolder, checkpoint_seconds: float, obse
     points = tuple(_evaluate(config, workload, model, point, prunable) for point in sparsifier.points())
     finalized = sparsifier.finalize()
     write_curve(folder, state.curve)
-    _write_model(folder, finalized)
+    _write_model(folder, config, finalized, points[0])  # the point that finalize folds in
     return RunRecord(
         run_id=config.run_id,
         config=config.model_dump(mode="json"),
@@ -174,11 +174,10 @@ def _generators_and_threads(config: RunConfig) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _write_model(folder: RunFolder, model: nn.Module) -> None:
-    """The final network as safetensors; a tied parameter is stored once, under its first name."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    with atomic_file(folder.model_path) as file:
-        file.write(safetensors.torch.save({name: tensor.detach().contiguous() for name, tensor in tensors.items()}))
+def _write_model(folder: RunFolder, config: RunConfig, model: nn.Module, point: PointRecord) -> None:
+    """The final network as a compressed checkpoint that tells where it comes from and what was measured of it."""
+    measured = point.model_dump(mode="json", exclude={"layers"})
+    save_compressed(model, folder.model_path, method=config.method, config=config.model_dump(mode="json"), metrics=measured)
 
 
 def _environment(recipe: Recipe) -> dict[str, str]:
