@@ -14,12 +14,12 @@ from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
 from sparsebench.sparsifiers.keyed_generator import keyed_generator
 from sparsebench.sparsifiers.masked.allocation import Allocation, Group
 from sparsebench.sparsifiers.masked.choice import checked_score, choose_masks
-from sparsebench.sparsifiers.masked.masks import pack
+from sparsebench.sparsifiers.masked.masking import check_dropped_are_zero, mask_gradients
 from sparsebench.sparsifiers.masked.movement import Movement
 from sparsebench.sparsifiers.masked.optimizer_state import clean_optimizer_state
 from sparsebench.sparsifiers.masked.placement import agree, any_sharded, as_spread, local, place, refuse_unshardable, whole
 from sparsebench.sparsifiers.masked.regrowth import Regrowth
-from sparsebench.sparsifiers.masked.saved_masks import read_masks
+from sparsebench.sparsifiers.masked.saved_masks import read_masks, write_masks
 from sparsebench.sparsifiers.masked.schedules import Schedule
 from sparsebench.sparsifiers.masked.scores import LayerState, Score
 from sparsebench.sparsifiers.masked.structures import Element, Structure
@@ -220,24 +220,7 @@ class MaskedSparsifier:
         if self._movement is not None:
             optimizer = self._attachment.optimizer if self._attachment else None
             self._movement.take(self._masks, self._step + 1, optimizer)
-        dense: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for matrix, mask in zip(self._matrices, self._masks, strict=True):
-            gradient = matrix.gradient
-            if gradient is None:
-                continue
-            if gradient.is_sparse:
-                held = gradient.coalesce()
-                matrix.weight.parameter.grad = torch.sparse_coo_tensor(
-                    held.indices(),
-                    held.values() * mask[held.indices()[0]],
-                    held.shape,
-                    is_coalesced=True,
-                    check_invariants=False,
-                )
-            else:
-                dense.append((local(gradient), mask))
-        if dense:
-            torch._foreach_mul_([gradient for gradient, _ in dense], [mask for _, mask in dense])
+        mask_gradients(self._matrices, self._masks)
 
     @torch.no_grad()
     def finalize(self) -> nn.Module:
@@ -261,17 +244,10 @@ class MaskedSparsifier:
             SparsebenchError: A dropped weight is not zero, or a weight is not finite.
         """
         self._check_zeros()
-        names = [matrix.name for matrix in self._matrices]
-        masks = self._whole(self._masks)
-        aside: dict[str, torch.Tensor] = {}
-        if self._aside is not None:
-            aside = {n: a[m == 0].cpu() for n, a, m in zip(names, self._whole(self._aside), masks, strict=True)}
-        return {
-            "description": self._description(),
-            "step": self._step,
-            "masks": {name: pack(mask != 0) for name, mask in zip(names, masks, strict=True)},
-            "aside": aside,
-        } | (self._movement.state_dict() if self._movement else {})
+        aside = None if self._aside is None else self._whole(self._aside)
+        saved = write_masks(self._matrices, self._whole(self._masks), aside)
+        moving = self._movement.state_dict() if self._movement else {}
+        return {"description": self._description(), "step": self._step} | saved | moving
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -387,15 +363,7 @@ class MaskedSparsifier:
     def _check_zeros(self) -> None:
         self._prepared()
         self._check_finite()
-        self._agree(self._find_revived)
-
-    def _find_revived(self) -> None:
-        for matrix, weight, mask in zip(self._matrices, self._weights(), self._masks, strict=True):
-            if bool((weight.detach()[mask == 0] != 0).any()):
-                raise SparsebenchError(
-                    f"dropped weights of {matrix.name!r} are not zero: something else than the attached optimizer changed "
-                    "them (a copied optimizer has no hooks: call attach() on the copy)"
-                )
+        self._agree(lambda: check_dropped_are_zero(self._matrices, self._masks))
 
     def _agree(self, check: Callable[[], None]) -> None:
         """Make a check that raises in all processes of a sharded training or in none."""

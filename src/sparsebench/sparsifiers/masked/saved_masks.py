@@ -1,4 +1,4 @@
-"""Masks, and values kept aside, out of a saved state."""
+"""Masks, and values kept aside, into a saved state and out of it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,22 @@ from typing import Any
 import torch
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.sparsifiers.masked.masks import unpack
+from sparsebench.sparsifiers.masked.masks import pack, unpack
 from sparsebench.sparsifiers.selection import WeightMatrix
 
-__all__ = ["read_masks"]
+__all__ = ["read_masks", "write_masks"]
+
+
+def write_masks(
+    weights: Sequence[WeightMatrix], masks: Sequence[torch.Tensor], asides: Sequence[torch.Tensor] | None
+) -> dict[str, dict[str, torch.Tensor]]:
+    """What a saved state has of masks: a bit for each weight; and of values kept aside: those of dropped weights."""
+    names = [matrix.name for matrix in weights]
+    kept_aside = zip(names, asides, masks, strict=True) if asides else ()
+    return {
+        "masks": {name: pack(mask != 0) for name, mask in zip(names, masks, strict=True)},
+        "aside": {name: aside[mask == 0].cpu() for name, aside, mask in kept_aside},
+    }
 
 
 def read_masks(
