@@ -131,9 +131,26 @@ def fully_sharded(rank):
                 optimizer.zero_grad()
                 (loss_of(model, images, targets, seed=rank) + sparsifier.penalty()).backward()
                 optimizer.step()
-            whole = [dict(model.named_parameters())[name].full_tensor() for name in sparsifier.masks()]
-            zeros = sum(int((weight == 0).sum()) for weight in whole) / sum(weight.numel() for weight in whole)
-            results[method] = (sparsifier.sparsity, zeros)
+            whole = {name: dict(model.named_parameters())[name].full_tensor().detach() for name in sparsifier.masks()}
+            state = sparsifier.state_dict()
+            (point,) = sparsifier.points()
+            # Another sparsifier of the same sharded model takes up the state, and says the same in turn.
+            other = make()
+            other.prepare(other_model := network())
+            fsdp.fully_shard(other_model)
+            other.attach(momentum(other_model.parameters()))
+            other.load_state_dict(state)
+            again = other.state_dict()
+            same = all(
+                torch.equal(value, again[part][name]) for part in ("masks", "aside") for name, value in state[part].items()
+            )
+            results[method] = (point.sparsity, whole, sparsifier.masks(), same)
+            if rank == 1:
+                dict(model.named_parameters())["mixing.weight"].detach().to_local().view(-1)[0] = torch.nan
+            try:
+                sparsifier.finalize()
+            except SparsebenchError as error:
+                results[f"{method}, NaN"] = str(error)
         except SparsebenchError as error:
             results[method] = str(error)
         except RuntimeError as error:
@@ -167,14 +184,49 @@ def test_peers_row_12_sharded_training_equals_one_process(under_fsdp):
             assert sparsebench.freeze_masks(other).sparsity == pytest.approx(sparsifier.sparsity)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="MaskedSparsifier multiplies DTensors by plain masks: use sharded.py where weights are DTensors"
-)
 @pytest.mark.parametrize("method", MASKED)
 def test_peers_row_12_masked_methods_work_on_sharded_weights(method, under_fsdp):
+    model, one, optimizer = start(method, momentum)
+    train(model, one, optimizer, range(9))
     for _, results in under_fsdp:
-        sparsity, zeros = results[method]
-        assert sparsity == pytest.approx(zeros) == pytest.approx(0.8, abs=0.01)
+        sparsity, weights, masks, state_is_taken_up = results[method]
+        assert state_is_taken_up
+        assert sparsity == pytest.approx(one.sparsity, abs=1e-12)
+        for name, mask in one.masks().items():
+            assert torch.equal(masks[name], mask), name
+            assert torch.equal(weights[name] != 0, mask), name
+
+
+@pytest.mark.parametrize("method", MASKED)
+def test_a_nan_in_one_process_stops_all(method, under_fsdp):
+    here, there = (results[f"{method}, NaN"] for _, results in under_fsdp)
+    assert "another process" in here
+    assert "'mixing.weight' holds a NaN" in there
+
+
+def refusals(rank):
+    once = {"sparsity": 0.5, "begin": 0, "end": 0, "frequency": 1}
+    messages = []
+    for layer, sparsifier in (
+        (torch.nn.MultiheadAttention(4, 2), sparsebench.magnitude_pruning(**once)),
+        (torch.nn.Linear(4, 4), sparsebench.magnitude_pruning(**once, structure="channel")),
+        (torch.nn.Linear(4, 4), sparsebench.rigl(sparsity=0.5, begin=0, end=8, frequency=2)),
+    ):
+        model = torch.nn.Sequential(layer)
+        sparsifier.prepare(model)
+        fsdp.fully_shard(model)
+        try:
+            sparsifier.attach(momentum(model.parameters()))
+        except SparsebenchError as error:
+            messages.append(str(error))
+    return messages
+
+
+def test_what_needs_more_than_rows_is_refused_by_name(tmp_path):
+    for messages in in_processes(refusals, tmp_path):
+        assert len(messages) == 3
+        assert "'0.in_proj_weight' is spread over processes (fully_shard), where packed projections" in messages[0]
+        assert all("structures and regrowth are not supported" in message for message in messages[1:])
 
 
 @pytest.mark.parametrize("method", STOCHASTIC)

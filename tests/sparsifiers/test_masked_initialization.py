@@ -299,6 +299,19 @@ def test_rounds_score_what_is_left():
     assert seen == [{"weight": 200}, {"weight": 100}]
 
 
+def test_what_was_dropped_in_a_round_stays_dropped_whatever_it_scores_later():
+    def zeros_first(network):
+        seen.append(network.weights["weight"].detach() != 0)
+        return {"weight": torch.rand(20, 10) + (network.weights["weight"].detach() == 0)}
+
+    seen = []
+    options = {"sparsity": 0.9, "score": zeros_first, "rounds": 4, "loss_fn": cross_entropy, "batches": [0]}
+    masks = sparsebench.initialize_masks(nn.Linear(10, 20), **options)
+    nested = [*seen, masks["weight"]]
+    assert all(bool((later <= earlier).all()) for earlier, later in itertools.pairwise(nested))
+    assert [int(mask.sum()) for mask in nested] == [200, 112, 63, 36, 20]
+
+
 def test_networks_with_other_outputs_and_inputs():
     class Two(nn.Module):
         def __init__(self):

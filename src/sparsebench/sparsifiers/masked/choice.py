@@ -10,7 +10,7 @@ import torch
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.masked.masks import top_scores
 from sparsebench.sparsifiers.masked.scores import LayerState, Score
-from sparsebench.sparsifiers.masked.structures import Structure
+from sparsebench.sparsifiers.masked.structures import Element, Structure
 from sparsebench.sparsifiers.selection import WeightMatrix
 
 __all__ = ["best_units", "check_scores", "checked_score", "choose_masks", "kept_units"]
@@ -56,7 +56,7 @@ def choose_masks(
         structure: The units that are kept or dropped together.
         weights: The weights.
         scores: Their scores, highest kept.
-        masks: Bool masks outside of which nothing may be kept; None where every weight competes.
+        masks: Masks, bool or in the weights' dtypes, outside of which nothing may be kept; None where every weight competes.
         sparsity: Fraction of the units to drop, in [0, 1].
 
     Returns:
@@ -67,22 +67,18 @@ def choose_masks(
     candidates = None
     if masks is not None:
         candidates = [kept_units(structure, mask, matrix) for mask, matrix in zip(masks, weights, strict=True)]
-        units = [_only(unit, may) for unit, may in zip(units, candidates, strict=True)]
     kept = structure.choose(units, candidates, sparsity)
     return [structure.expand(own, score.shape, layer) for own, score, layer in zip(kept, scores, layers, strict=True)]
 
 
 def kept_units(structure: Structure, mask: torch.Tensor, matrix: WeightMatrix) -> torch.Tensor:
-    """Bool tensor over units: those of which a bool mask keeps anything."""
+    """Over units, nonzero where a mask, bool or in the weight's dtype, keeps anything of them."""
+    if isinstance(structure, Element):
+        return mask
     units = structure.reduce(mask, matrix.layer)
     return units if units.dtype == torch.bool else units > 0
 
 
 def best_units(scores: torch.Tensor, candidates: torch.Tensor, count: int) -> torch.Tensor:
     """The `count` candidates of highest score, a bool tensor over units; of equal ones the first in row-major order."""
-    return top_scores([_only(scores, candidates)], count)[0]
-
-
-def _only(scores: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    # Below any score, minus infinity too: what is no candidate must not win a tie.
-    return scores.clamp(min=torch.finfo(scores.dtype).min).masked_fill(~candidates, -math.inf)
+    return top_scores([scores], count, [candidates])[0]

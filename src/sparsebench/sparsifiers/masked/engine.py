@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,10 +14,12 @@ from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
 from sparsebench.sparsifiers.keyed_generator import keyed_generator
 from sparsebench.sparsifiers.masked.allocation import Allocation, Group
 from sparsebench.sparsifiers.masked.choice import checked_score, choose_masks
-from sparsebench.sparsifiers.masked.masks import pack, unpack
+from sparsebench.sparsifiers.masked.masks import pack
 from sparsebench.sparsifiers.masked.movement import Movement
 from sparsebench.sparsifiers.masked.optimizer_state import clean_optimizer_state
+from sparsebench.sparsifiers.masked.placement import agree, any_sharded, as_spread, local, place, refuse_unshardable, whole
 from sparsebench.sparsifiers.masked.regrowth import Regrowth
+from sparsebench.sparsifiers.masked.saved_masks import read_masks
 from sparsebench.sparsifiers.masked.schedules import Schedule
 from sparsebench.sparsifiers.masked.scores import LayerState, Score
 from sparsebench.sparsifiers.masked.structures import Element, Structure
@@ -92,6 +93,8 @@ class MaskedSparsifier:
         self._groups: list[Group] = []
         # In the weights' own dtype and memory format: multiplying by a bool mask is two to ten times slower.
         self._masks: list[torch.Tensor] = []
+        # Whether masks are those of this process's rows: not before they were placed, even where weights are spread already.
+        self._spread = False
         # Kept fractions of the masks, counted when they are first asked for.
         self._kept: list[float] | None = None
         self._aside: list[torch.Tensor] | None = None
@@ -116,7 +119,7 @@ class MaskedSparsifier:
     def sparsity(self) -> float:
         """Fraction in [0, 1] of the chosen weights that the masks drop now."""
         self._prepared()
-        return dropped_fraction(self._masks)
+        return dropped_fraction(self._whole(self._masks))
 
     def prepare(self, model: nn.Module) -> None:
         """Pick the layers of `model` and begin with full masks, or with the schedule's first where it updates at step 0.
@@ -137,7 +140,7 @@ class MaskedSparsifier:
                 self._structure.check(by_name[name], group)
         self._model = model
         self._step = 0
-        self._masks, self._kept = [torch.ones_like(weight) for weight in self._weights()], None
+        self._masks, self._kept, self._spread = [torch.ones_like(weight) for weight in self._weights()], None, False
         self._aside = None
         self._movement = Movement(self._regrowth, self._structure, self._matrices, self._seed) if self._regrowth else None
         if self._schedule.updates_at(0):
@@ -147,13 +150,17 @@ class MaskedSparsifier:
         """Follow the steps of `optimizer`; an earlier optimizer is let go of.
 
         Raises:
-            SparsebenchError: A chosen weight is not in the optimizer.
+            SparsebenchError: A chosen weight is not in the optimizer, or weights are spread over processes (FSDP2) and the method
+                needs more than the rows of one.
         """
         self._prepared()
         needed = {matrix.weight.name: matrix.weight.parameter for matrix in self._matrices}
+        plain = self._movement is None and isinstance(self._structure, Element)
+        refuse_unshardable(self._matrices, plain)
         attachment = Attachment(optimizer, needed, self.mask_gradients, self._after_step, self._mask_weights)
         self._detach()
         self._attachment = attachment
+        self._place()
 
     def parameter_groups(self, lr: float, auxiliary_lr_scale: float = 1.0) -> list[dict[str, Any]]:
         """One group with all trainable parameters: masked methods have none of their own."""
@@ -171,7 +178,7 @@ class MaskedSparsifier:
         """
         self._prepared()
         if self._kept is None:
-            self._kept = [int(mask.count_nonzero()) / max(mask.numel(), 1) for mask in self._masks]
+            self._kept = [int(mask.count_nonzero()) / max(mask.numel(), 1) for mask in self._whole(self._masks)]
         dense_gradients = self._regrowth is not None and self._regrowth.reads_gradients(self._step + 1)
         work: dict[str, float] = {}
         for matrix, kept in zip(self._matrices, self._kept, strict=True):
@@ -189,9 +196,12 @@ class MaskedSparsifier:
         yield EvaluationPoint(self.sparsity, None, contextlib.nullcontext)
 
     def masks(self) -> dict[str, torch.Tensor]:
-        """Copies of the masks, bool, by parameter name, True where a weight is kept."""
+        """Copies of the masks, bool, by parameter name, True where a weight is kept.
+
+        Whole also where weights are spread over processes (FSDP2): there every process must call this, and all that reads masks.
+        """
         self._prepared()
-        return by_parameter(self._matrices, [mask.bool() for mask in self._masks])
+        return by_parameter(self._matrices, [mask.bool() for mask in self._whole(self._masks)])
 
     def apply_masks(self, other: nn.Module) -> None:
         """Zero in another model of the same parameter names what is dropped here.
@@ -225,7 +235,7 @@ class MaskedSparsifier:
                     check_invariants=False,
                 )
             else:
-                dense.append((gradient, mask))
+                dense.append((local(gradient), mask))
         if dense:
             torch._foreach_mul_([gradient for gradient, _ in dense], [mask for _, mask in dense])
 
@@ -252,13 +262,14 @@ class MaskedSparsifier:
         """
         self._check_zeros()
         names = [matrix.name for matrix in self._matrices]
+        masks = self._whole(self._masks)
         aside: dict[str, torch.Tensor] = {}
         if self._aside is not None:
-            aside = {n: a[m == 0].cpu() for n, a, m in zip(names, self._aside, self._masks, strict=True)}
+            aside = {n: a[m == 0].cpu() for n, a, m in zip(names, self._whole(self._aside), masks, strict=True)}
         return {
             "description": self._description(),
             "step": self._step,
-            "masks": {name: pack(mask != 0) for name, mask in zip(names, self._masks, strict=True)},
+            "masks": {name: pack(mask != 0) for name, mask in zip(names, masks, strict=True)},
             "aside": aside,
         } | (self._movement.state_dict() if self._movement else {})
 
@@ -271,25 +282,11 @@ class MaskedSparsifier:
         """
         self._prepared()
         check_saved_state(state, self._description())
-        masks, asides = [], []
-        for matrix, weight in zip(self._matrices, self._weights(), strict=True):
-            bits = _saved_tensor(state, "masks", matrix.name)
-            if bits is None or bits.dtype != torch.uint8 or bits.shape != (math.ceil(weight.numel() / 8),):
-                raise SparsebenchError(f"the saved state is damaged: no mask of {weight.numel()} bits for {matrix.name!r}")
-            mask = unpack(bits, weight.shape).to(weight.device)
-            masks.append(torch.ones_like(weight).mul_(mask))
-            if self._policy == "returning":
-                aside, dropped = _saved_tensor(state, "aside", matrix.name), mask.numel() - int(mask.sum())
-                if aside is None and dropped == 0:
-                    aside = weight.new_empty(0)
-                if aside is None or aside.shape != (dropped,):
-                    raise SparsebenchError(f"the saved state is damaged: not {dropped} values aside for {matrix.name!r}")
-                kept_aside = torch.zeros_like(weight)
-                kept_aside[~mask] = aside.to(weight)
-                asides.append(kept_aside)
+        masks, asides = read_masks(state, self._matrices, self._policy == "returning")
         if self._movement is not None:
             self._movement.load_state_dict(state)
         self._masks, self._kept, self._aside, self._step = masks, None, asides or None, state["step"]
+        self._place()
         self._mask_weights()
 
     def _after_step(self) -> None:
@@ -297,9 +294,10 @@ class MaskedSparsifier:
         self._mask_weights()
         if self._schedule.updates_at(self._step):
             self._update()
-        self._check_finite()
+        if not self._spread:  # there all processes would have to talk to each other at every step
+            self._check_finite()
         if self._movement is not None and (moved := self._movement.finish()):
-            self._install([moved.get(position, mask) for position, mask in enumerate(self._masks)])
+            self._install([moved[i] if i in moved else mask.bool() for i, mask in enumerate(self._masks)])
 
     @torch.no_grad()
     def _mask_weights(self) -> None:
@@ -321,51 +319,92 @@ class MaskedSparsifier:
     @torch.no_grad()
     def _install(self, chosen: Sequence[torch.Tensor]) -> None:
         """Go over to other masks: zero what they drop, and let the optimizer forget what changed."""
-        weights, before = self._weights(), self._masks
-        self._masks = [torch.empty_like(weight).copy_(mask) for weight, mask in zip(weights, chosen, strict=True)]
-        self._kept = None
+        # In place wherever the weights are as they were: new memory costs more than the arithmetic.
+        self._place()
+        weights = self._weights()
+        # Bytes convert ten times faster than bools.
+        news = [new.view(torch.uint8) for new in chosen]
         if self._attachment is not None:
-            stays = by_parameter(self._matrices, torch._foreach_mul(before, self._masks))
+            for mask, new in zip(self._masks, news, strict=True):
+                mask.mul_(torch.empty_like(mask).copy_(new))
+            stays = by_parameter(self._matrices, self._masks)
             parameters = {matrix.weight.name: matrix.weight.parameter for matrix in self._matrices}
             clean_optimizer_state(self._attachment.optimizer, list(parameters.values()), list(stays.values()))
+        for mask, new in zip(self._masks, news, strict=True):
+            mask.copy_(new)
+        self._kept = None
         if self._policy == "returning":
-            self._aside = [weight - weight * mask for weight, mask in zip(weights, self._masks, strict=True)]
+            self._aside = self._aside or [torch.empty_like(weight) for weight in weights]
+            for weight, mask, aside in zip(weights, self._masks, self._aside, strict=True):
+                torch.sub(weight, torch.mul(weight, mask, out=aside), out=aside)
         self._mask_weights()
+
+    def _place(self) -> None:
+        """Masks, and values kept aside, go where the weights have gone since."""
+        weights = [matrix.tensor for matrix in self._matrices]
+        self._masks = [place(mask, weight) for mask, weight in zip(self._masks, weights, strict=True)]
+        if self._aside is not None:
+            self._aside = [place(aside, weight) for aside, weight in zip(self._aside, weights, strict=True)]
+        self._spread = any_sharded(self._matrices)
+
+    def _whole(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        if not self._spread:
+            return list(parts)
+        return [whole(part, matrix.tensor) for part, matrix in zip(parts, self._matrices, strict=True)]
 
     def _choose(self, group: Group, positions: Sequence[int]) -> dict[str, torch.Tensor]:
         """Masks for the tensors that share a budget."""
         matrices = [self._matrices[position] for position in positions]
-        masks = [self._masks[position].bool() for position in positions]
+        masks = [self._masks[position] for position in positions]
         scores = [
-            checked_score(self._score, self._layer_state(matrix, mask), self._step)
+            checked_score(self._score, self._layer_state(matrix, mask.bool()), self._step)
             for matrix, mask in zip(matrices, masks, strict=True)
         ]
         sparsity = self._schedule.sparsity(self._step, group.sparsity)
-        kept = choose_masks(self._structure, matrices, scores, masks if self._policy == "gone" else None, sparsity)
+        candidates = masks if self._policy == "gone" else None
+        if self._spread:
+            from sparsebench.sparsifiers.masked.sharded import choose_sharded_masks
+
+            kept = choose_sharded_masks(matrices, scores, candidates, sparsity)
+        else:
+            kept = choose_masks(self._structure, matrices, scores, candidates, sparsity)
         return {matrix.name: mask for matrix, mask in zip(matrices, kept, strict=True)}
 
     def _layer_state(self, matrix: WeightMatrix, mask: torch.Tensor) -> LayerState:
         generator = keyed_generator(self._seed, self._step, matrix.name)
-        return LayerState(matrix.name, matrix.tensor.detach(), mask, matrix.gradient, generator)
+        return LayerState(matrix.name, matrix.tensor.detach(), as_spread(mask, matrix.tensor), matrix.gradient, generator)
 
     def _weights(self) -> list[torch.Tensor]:
-        return [matrix.tensor for matrix in self._matrices]
+        """The weights, or the rows of them that this process holds."""
+        return [local(matrix.tensor) for matrix in self._matrices]
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         return {matrix.name: tuple(matrix.tensor.shape) for matrix in self._matrices}
 
     def _check_finite(self) -> None:
-        check_finite(((matrix.name, matrix.tensor) for matrix in self._matrices), self._step)
+        self._agree(lambda: check_finite(((m.name, local(m.tensor)) for m in self._matrices), self._step))
 
     def _check_zeros(self) -> None:
         self._prepared()
         self._check_finite()
-        for matrix, mask in zip(self._matrices, self._masks, strict=True):
-            if bool((matrix.tensor.detach()[mask == 0] != 0).any()):
+        self._agree(self._find_revived)
+
+    def _find_revived(self) -> None:
+        for matrix, weight, mask in zip(self._matrices, self._weights(), self._masks, strict=True):
+            if bool((weight.detach()[mask == 0] != 0).any()):
                 raise SparsebenchError(
                     f"dropped weights of {matrix.name!r} are not zero: something else than the attached optimizer changed "
                     "them (a copied optimizer has no hooks: call attach() on the copy)"
                 )
+
+    def _agree(self, check: Callable[[], None]) -> None:
+        """Make a check that raises in all processes of a sharded training or in none."""
+        problem = None
+        try:
+            check()
+        except SparsebenchError as error:
+            problem = error
+        agree(problem, self._matrices)
 
     def _description(self) -> dict[str, Any]:
         """Plain values that say which method, model and schedule this is."""
@@ -391,9 +430,3 @@ class MaskedSparsifier:
         if self._model is None:
             raise SparsebenchError("call prepare(model) first")
         return self._model
-
-
-def _saved_tensor(state: Mapping[str, Any], part: str, name: str) -> torch.Tensor | None:
-    tensors = state.get(part)
-    tensor = tensors.get(name) if isinstance(tensors, Mapping) else None
-    return tensor if isinstance(tensor, torch.Tensor) else None

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from sparsebench.sparsifiers.masked.placement import local
+
 __all__ = ["clean_optimizer_state"]
 
 # State entries that do not begin at zero: where an optimizer keeps them, and the option that they begin at.
@@ -27,7 +29,8 @@ def clean_optimizer_state(
     Args:
         optimizer: Any torch optimizer.
         parameters: The weights, as in the optimizer.
-        keep: For each weight a tensor of its shape and dtype: 1 where the memory stays, 0 where it is cleaned.
+        keep: For each weight a tensor of its shape (of this process's rows, where it is spread over processes) and dtype: 1 where
+            the memory stays, 0 where it is cleaned.
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         optimizer.state.clear()
@@ -36,7 +39,7 @@ def clean_optimizer_state(
     for parameter, kept in zip(parameters, keep, strict=True):
         for name, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim() > 0:
-                _clean(value, kept, _beginning(optimizer, options[id(parameter)], name))
+                _clean(local(value), kept, _beginning(optimizer, options[id(parameter)], name))
 
 
 def _beginning(optimizer: torch.optim.Optimizer, options: dict[str, Any], name: str) -> float:

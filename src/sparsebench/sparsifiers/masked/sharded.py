@@ -7,16 +7,19 @@ them must call it at the same point, and an error must be raised by all or by no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import distributed
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.selection import WeightMatrix
 
-__all__ = ["Shards", "all_rows", "local_rows", "sharded_top_scores", "shards_of"]
+__all__ = ["Shards", "all_rows", "choose_sharded_masks", "local_rows", "sharded_top_scores", "shards_of", "spread"]
 
 DIGIT_BITS = 16
 
@@ -90,10 +93,57 @@ def all_rows(part: torch.Tensor, like: DTensor) -> torch.Tensor:
         like: The weight.
     """
     sent = part.to(torch.uint8) if part.dtype == torch.bool else part
-    whole = DTensor.from_local(
-        sent, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=_contiguous_stride(like.shape)
-    ).full_tensor()
-    return whole.bool() if part.dtype == torch.bool else whole
+    gathered = spread(sent, like).full_tensor()
+    return gathered.bool() if part.dtype == torch.bool else gathered
+
+
+def spread(part: torch.Tensor, like: DTensor) -> DTensor:
+    """A DTensor, divided like another, of each process's rows.
+
+    Args:
+        part: Rows of this process.
+        like: The weight.
+    """
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=_contiguous_stride(like.shape)
+    )
+
+
+def choose_sharded_masks(
+    matrices: Sequence[WeightMatrix],
+    scores: Sequence[torch.Tensor],
+    candidates: Sequence[torch.Tensor] | None,
+    sparsity: float,
+) -> list[torch.Tensor]:
+    """Masks of this process's rows of weights that share a budget: `choose_masks` of single weights, over processes.
+
+    Args:
+        matrices: The weights, DTensors.
+        scores: Their scores: DTensors divided like them, or full tensors, the same in every process.
+        candidates: This process's rows of the masks outside of which nothing may be kept; None where every weight competes.
+        sparsity: Fraction of the weights to drop, in [0, 1].
+
+    Raises:
+        SparsebenchError: The weights are divided in different ways, or otherwise than by rows; in every process.
+    """
+    weights: list[Any] = [matrix.tensor for matrix in matrices]
+    shards = [shards_of(matrix.name, weight) for matrix, weight in zip(matrices, weights, strict=True)]
+    for matrix, other in zip(matrices, shards, strict=True):
+        if other != shards[0]:
+            raise SparsebenchError(f"{matrix.name!r} is spread over other processes than {matrices[0].name!r}: one mesh for all")
+    own = [local_rows(score, weight) for score, weight in zip(scores, weights, strict=True)]
+    total = sum(weight.numel() for weight in weights)
+    keep = total - math.floor(sparsity * total + 0.5)
+    if candidates is not None:
+        device = own[0].device
+        (left,) = shards[0].sum([sum(int(mask.count_nonzero()) for mask in candidates)], device)
+        keep = min(keep, left)
+        # Below any score, minus infinity too: what is gone must not win a tie.
+        own = [
+            score.clamp(min=torch.finfo(score.dtype).min).masked_fill(mask == 0, -math.inf)
+            for score, mask in zip(own, candidates, strict=True)
+        ]
+    return sharded_top_scores(own, keep, shards[0])
 
 
 def sharded_top_scores(scores: Sequence[torch.Tensor], keep: int, shards: Shards) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from torch import nn
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.masked.allocation import Allocation, ErdosRenyiKernel, Global, Group
 from sparsebench.sparsifiers.masked.layout import from_matrix, to_matrix
-from sparsebench.sparsifiers.masked.masks import top_scores
+from sparsebench.sparsifiers.masked.masks import count_kept, top_scores
 from sparsebench.sparsifiers.selection import WeightMatrix
 
 __all__ = ["Block", "Channel", "Element", "NOfM", "Structure", "structure_by_name"]
@@ -55,7 +55,7 @@ class Structure(Protocol):
     ) -> list[torch.Tensor]:
         """Bool tensors over units: those to keep at a sparsity, of the scores of tensors that share a budget.
 
-        `candidates` says which units may be kept at all, None that all may; the scores of others are minus infinity.
+        `candidates` is nonzero where a unit may be kept at all; None says that all may.
         """
 
 
@@ -238,8 +238,14 @@ class NOfM:
         self, scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor] | None, sparsity: float
     ) -> list[torch.Tensor]:
         """All but `floor(sparsity * m + 0.5)` of every m."""
-        kept = [self._choose(score, sparsity) for score in scores]
-        return kept if candidates is None else [own & may for own, may in zip(kept, candidates, strict=True)]
+        if candidates is None:
+            return [self._choose(score, sparsity) for score in scores]
+        # Below any score, minus infinity too: what is no candidate must not win a tie.
+        only = [
+            score.clamp(min=torch.finfo(score.dtype).min).masked_fill(may == 0, -math.inf)
+            for score, may in zip(scores, candidates, strict=True)
+        ]
+        return [self._choose(score, sparsity) & (may != 0) for score, may in zip(only, candidates, strict=True)]
 
     def _choose(self, scores: torch.Tensor, sparsity: float) -> torch.Tensor:
         columns = scores.shape[1]
@@ -287,8 +293,8 @@ def _all_but(scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor] 
     units = sum(score.numel() for score in scores)
     keep = units - math.floor(sparsity * units + 0.5)
     if candidates is not None:
-        keep = min(keep, sum(int(may.count_nonzero()) for may in candidates))
-    return top_scores(scores, keep)
+        keep = min(keep, sum(map(count_kept, candidates)))
+    return top_scores(scores, keep, candidates)
 
 
 def _matrix_shape(matrix: WeightMatrix) -> tuple[int, int]:

@@ -1,0 +1,107 @@
+"""Where weights are: whole in every process, or as rows spread over processes (FSDP2), of which one holds its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.selection import WeightMatrix
+
+__all__ = ["agree", "any_sharded", "as_spread", "local", "place", "refuse_unshardable", "whole"]
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's rows of a tensor that is spread over processes, sharing their memory; any other tensor itself."""
+    return _sharded(tensor.detach()).to_local() if _is_sharded(tensor) else tensor
+
+
+def any_sharded(matrices: Sequence[WeightMatrix]) -> bool:
+    """Whether a weight is spread over processes."""
+    return any(_is_sharded(matrix.weight.parameter) for matrix in matrices)
+
+
+def place(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A tensor where this process's part of a weight is: its rows, dtype, device and memory format; itself where it has them.
+
+    Args:
+        tensor: Of the full shape, the same in every process, or this process's rows already.
+        weight: The weight.
+    """
+    own = local(weight)
+    if tensor.shape != own.shape:
+        from sparsebench.sparsifiers.masked.sharded import local_rows
+
+        tensor = local_rows(tensor, _sharded(weight))
+    if (tensor.dtype, tensor.device, tensor.stride()) == (own.dtype, own.device, own.stride()):
+        return tensor
+    return torch.empty_like(own, requires_grad=False).copy_(tensor)
+
+
+def whole(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The full tensor from each process's rows; every process must call it. A tensor of a whole weight is whole itself."""
+    if not _is_sharded(weight):
+        return tensor
+    from sparsebench.sparsifiers.masked.sharded import all_rows
+
+    return all_rows(tensor, _sharded(weight))
+
+
+def as_spread(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A tensor of this process's rows as one that is spread like the weight: what a score can compute with."""
+    if not _is_sharded(weight):
+        return tensor
+    from sparsebench.sparsifiers.masked.sharded import spread
+
+    return spread(tensor, _sharded(weight))
+
+
+def agree(problem: SparsebenchError | None, matrices: Sequence[WeightMatrix]) -> None:
+    """Raise a problem in every process that holds rows of the weights, or in none: one alone would leave the others waiting.
+
+    Raises:
+        SparsebenchError: There is a problem here or elsewhere.
+    """
+    for matrix in matrices:
+        if _is_sharded(matrix.weight.parameter):
+            from sparsebench.sparsifiers.masked.sharded import shards_of
+
+            shards = shards_of(matrix.name, _sharded(matrix.weight.parameter))
+            (problems,) = shards.sum([int(problem is not None)], local(matrix.weight.parameter).device)
+            if problems and problem is None:
+                problem = SparsebenchError("another process found a problem with its rows of the weights; its message says which")
+            break
+    if problem is not None:
+        raise problem
+
+
+def refuse_unshardable(matrices: Sequence[WeightMatrix], plain: bool) -> None:
+    """Refuse what cannot be done with the rows of one process.
+
+    Args:
+        matrices: The weights.
+        plain: Whether single weights are kept or dropped, by a schedule alone.
+
+    Raises:
+        SparsebenchError: Weights are spread over processes and the method needs more, or they hold several matrices; in every
+            process.
+    """
+    for matrix in matrices:
+        if _is_sharded(matrix.weight.parameter) and (matrix.count > 1 or not plain):
+            what = "packed projections of attention" if matrix.count > 1 else "structures and regrowth"
+            raise SparsebenchError(
+                f"{matrix.weight.name!r} is spread over processes (fully_shard), where {what} are not supported: "
+                + ("leave it out with layers=" if matrix.count > 1 else "use structure='element' and a schedule of pruning")
+            )
+
+
+def _is_sharded(tensor: torch.Tensor) -> bool:
+    # By what it can do: importing DTensor takes long, and is not possible with every torch.
+    return hasattr(tensor, "to_local")
+
+
+def _sharded(tensor: Any) -> Any:
+    """The same, for mypy, which knows no DTensor here."""
+    return tensor
