@@ -112,3 +112,10 @@ def test_any_bytes_are_a_mask_or_a_clear_error(code: bytes, kept: int, k: int, l
 def test_wrong_code_is_named(code: list[int], kept: int, k: int, length: int, words: str) -> None:
     with pytest.raises(DamagedFileError, match=words):
         list(decode_positions(np.array(code, np.uint8), kept, k, length))
+
+
+def test_quotient_that_would_wrap_around_64_bits_is_past_the_end() -> None:
+    """A quotient of 2^24 with k = 40 stands for 2^64 dropped elements, which is 0 in 64 bits."""
+    code = np.frombuffer(bytes(1 << 21) + b"\x80" + bytes(5), np.uint8)
+    with pytest.raises(DamagedFileError, match="goes past its 100 elements"):
+        list(decode_positions(code, 1, 40, 100))
