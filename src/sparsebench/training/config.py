@@ -106,9 +106,9 @@ def resolve(
         seed=seed,
     )
     sparsifier = build_sparsifier(config)  # it checks ranges
-    if _names_layers(config):
+    if _depends_on_layers(config):
         with torch.random.fork_rng(devices=[]):
-            sparsifier.prepare(task.build_model())  # it checks that every pattern matches a layer
+            sparsifier.prepare(task.build_model())  # it checks that patterns match layers and that layers can have the structure
     return config
 
 
@@ -208,8 +208,13 @@ def _check_plain(name: str, given: Any, checked: Any, unit: str | None) -> None:
         raise SparsebenchError(f"{name}={given!r}: expected a multiple of 1/N of at least 0")
 
 
-def _names_layers(config: RunConfig) -> bool:
-    return config.parameters.get("layers") is not None or isinstance(config.parameters.get("allocation"), Mapping)
+def _depends_on_layers(config: RunConfig) -> bool:
+    given = config.parameters
+    return (
+        given.get("layers") is not None
+        or isinstance(given.get("allocation"), Mapping)
+        or given.get("structure", "element") != "element"
+    )
 
 
 def _validated(field: str, check: Callable[[], Any]) -> Any:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-__all__ = ["count_kept", "pack", "top_scores", "unpack"]
+from sparsebench.sparsifiers.storage_order import flat
+
+__all__ = ["count_kept", "order_preserving_bits", "pack", "top_scores", "unpack"]
 
 # Below this many candidates k-th value selection is faster than another pass of counting.
 FEW_CANDIDATES = 1 << 14
@@ -75,10 +77,10 @@ def _threshold(
     scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor | None], keep: int, total: int
 ) -> tuple[float, int, int]:
     """The lowest score that is kept, how many equal to it are kept, and how many there are."""
-    flat = [_flat(score) for score in scores]
-    may = [None if own is None else _flat(own) for own in candidates]
-    near = _near_threshold(flat, may, keep, total) if total > MANY_SCORES else None
-    parts, k = near or ([part if own is None else part[own != 0] for part, own in zip(flat, may, strict=True)], keep)
+    rows = [flat(score) for score in scores]
+    may = [None if own is None else flat(own) for own in candidates]
+    near = _near_threshold(rows, may, keep, total) if total > MANY_SCORES else None
+    parts, k = near or ([part if own is None else part[own != 0] for part, own in zip(rows, may, strict=True)], keep)
     return _kth_largest(parts, k)
 
 
@@ -112,7 +114,7 @@ def _near_threshold(
 
 def _kth_largest(scores: Sequence[torch.Tensor], k: int) -> tuple[float, int, int]:
     """The k-th largest score, how many scores equal to it are among the k largest, and how many there are."""
-    candidates = [_order_preserving_bits(score) for score in scores]
+    candidates = [order_preserving_bits(score) for score in scores]
     dtype = candidates[0].dtype
     top = torch.iinfo(dtype).bits - DIGIT_BITS
     shift = top
@@ -135,7 +137,7 @@ def _kth_largest(scores: Sequence[torch.Tensor], k: int) -> tuple[float, int, in
     return _score(threshold), k - int((rest > threshold).sum()), int((rest == threshold).sum())
 
 
-def _order_preserving_bits(score: torch.Tensor) -> torch.Tensor:
+def order_preserving_bits(score: torch.Tensor) -> torch.Tensor:
     """Signed integers in the order of the scores, float32 or float64."""
     integer, sign = (torch.int64, 63) if score.dtype == torch.float64 else (torch.int32, 31)
     # Adding zero turns -0.0 into +0.0: they are equal, their bits are not.
@@ -147,11 +149,6 @@ def _score(bits: torch.Tensor) -> float:
     """The score of such an integer."""
     floating, sign = (torch.float64, 63) if bits.dtype == torch.int64 else (torch.float32, 31)
     return float((bits ^ ((bits >> sign) & torch.iinfo(bits.dtype).max)).view(floating))
-
-
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    """One dimension in storage order: a view where the tensor is dense in memory, since order does not matter for counting."""
-    return tensor.permute(sorted(range(tensor.dim()), key=lambda axis: -tensor.stride()[axis])).reshape(-1)
 
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:
@@ -173,7 +170,7 @@ def count_kept(mask: torch.Tensor) -> int:
     if mask.dtype != torch.bool:
         # Float32 counts exactly up to 2^24.
         return int(mask.sum(dtype=torch.float64 if mask.numel() > 1 << 24 else torch.float32))
-    return int(np.count_nonzero(_flat(mask).numpy())) if mask.device.type == "cpu" else int(mask.count_nonzero())
+    return int(np.count_nonzero(flat(mask).numpy())) if mask.device.type == "cpu" else int(mask.count_nonzero())
 
 
 def pack(mask: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.masked.masks import order_preserving_bits
 from sparsebench.sparsifiers.selection import WeightMatrix
 
 __all__ = ["Shards", "all_rows", "choose_sharded_masks", "local_rows", "sharded_top_scores", "shards_of", "spread"]
@@ -170,21 +171,13 @@ def sharded_top_scores(scores: Sequence[torch.Tensor], keep: int, shards: Shards
         raise ValueError(f"keep={keep}: expected between 0 and the {total} scores")
     if keep in (0, total):
         return [torch.full_like(score, keep > 0, dtype=torch.bool) for score in scores]
-    wide = any(score.dtype == torch.float64 for score in scores)
-    keys = [_ordered_bits(score, wide) for score in scores]
+    wide = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
+    keys = [order_preserving_bits(score.to(wide)) for score in scores]
     threshold, ties = _kth_largest(keys, keep, shards)
     return [
         (key > threshold) | _first(key == threshold, allowed)
         for key, allowed in zip(keys, _allowances(keys, threshold, ties, shards), strict=True)
     ]
-
-
-def _ordered_bits(score: torch.Tensor, wide: bool) -> torch.Tensor:
-    """Signed integers in the order of the scores."""
-    floating, integer, sign = (torch.float64, torch.int64, 63) if wide else (torch.float32, torch.int32, 31)
-    # Adding zero turns -0.0 into +0.0: they are equal, their bits are not.
-    bits = (score.to(floating) + 0.0).view(integer)
-    return bits ^ ((bits >> sign) & torch.iinfo(integer).max)
 
 
 def _kth_largest(keys: Sequence[torch.Tensor], k: int, shards: Shards) -> tuple[int, int]:
