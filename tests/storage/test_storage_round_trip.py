@@ -136,6 +136,8 @@ def test_views_of_one_memory_are_not_one_tensor(tmp_path: Path) -> None:
     memory = torch.arange(16.0)
     state = {"all": memory, "first": memory[:4], "matrix": memory.view(4, 4), "transposed": memory.view(4, 4).t()}
     state |= {"ints": memory.view(torch.int32), "none": memory[:0], "none too": memory[:0]}
+    waves = torch.complex(memory + 1, memory + 1)
+    state |= {"waves": waves, "conjugated": waves.conj(), "imaginary": waves.imag, "negative": waves.conj().imag}
     save_compressed(state, tmp_path / "x")
     assert inspect(tmp_path / "x").tied == {}
     assert same_bits(load_compressed(tmp_path / "x"), state)

@@ -176,7 +176,7 @@ def _generators_and_threads(config: RunConfig) -> Iterator[None]:
 
 def _write_model(folder: RunFolder, config: RunConfig, model: nn.Module, point: PointRecord) -> None:
     """The final network as a compressed checkpoint that tells where it comes from and what was measured of it."""
-    measured = point.model_dump(mode="json", exclude={"layers"})
+    measured = point.model_dump(mode="json", exclude={"layers", "metrics"}) | point.metrics
     save_compressed(model, folder.model_path, method=config.method, config=config.model_dump(mode="json"), metrics=measured)
 
 
