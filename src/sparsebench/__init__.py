@@ -6,8 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsebench.accounting import report
+    from sparsebench.accounting import TrainingCost, report
     from sparsebench.errors import SparsebenchError
+    from sparsebench.sparsifiers.distributed import verify_same_masks
     from sparsebench.sparsifiers.masked.engine import MaskedSparsifier
     from sparsebench.sparsifiers.masked.initialization import initialize_masks
     from sparsebench.sparsifiers.methods import (
@@ -28,6 +29,7 @@ __all__ = [
     "MaskedSparsifier",
     "SparsebenchError",
     "Sparsifier",
+    "TrainingCost",
     "fixed_masks",
     "freeze_masks",
     "initialize_masks",
@@ -43,6 +45,7 @@ __all__ = [
     "snfs",
     "static_sparse_training",
     "variational_dropout",
+    "verify_same_masks",
 ]
 
 # Imported when first asked for: results are read, and the command line answers, without loading torch.
@@ -51,6 +54,7 @@ _HOMES = {
     "MaskedSparsifier": "sparsebench.sparsifiers.masked.engine",
     "SparsebenchError": "sparsebench.errors",
     "Sparsifier": "sparsebench.sparsifiers.sparsifier",
+    "TrainingCost": "sparsebench.accounting",
     "fixed_masks": "sparsebench.sparsifiers.methods",
     "freeze_masks": "sparsebench.sparsifiers.methods",
     "initialize_masks": "sparsebench.sparsifiers.masked.initialization",
@@ -66,6 +70,7 @@ _HOMES = {
     "snfs": "sparsebench.sparsifiers.sparse_training",
     "static_sparse_training": "sparsebench.sparsifiers.sparse_training",
     "variational_dropout": "sparsebench.sparsifiers.methods",
+    "verify_same_masks": "sparsebench.sparsifiers.distributed",
 }
 
 
