@@ -18,7 +18,7 @@ quickstart: .venv/.bench
 	$(BIN)/sparsebench report $(RESULTS)
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow
