@@ -8,8 +8,6 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-SOURCE = Path(__file__).resolve().parent.parent
-
 
 class Package(NamedTuple):
     """What is installed to measure a package.
@@ -31,11 +29,11 @@ PACKAGES = {
     "nncf": Package(("nncf==3.4.0",)),
     "torch-pruning": Package(("torch-pruning==1.6.1",)),
     "sparselab": Package(("sparselab==0.2.2",)),
-    "rigl-torch": Package(("rigl-torch==0.5.2",)),
+    "rigl-torch": Package(("rigl-torch==0.5.2", "torchvision")),  # imported, not declared
     "sparsimony": Package(("sparsimony==0.1.0", "numpy<2")),
     "sparseml": Package(("sparseml[torch]==1.9.0", "numpy<2"), shares_torch=False),
     "lightning": Package(("lightning==2.6.6",)),
-    "modelopt": Package(("nvidia-modelopt==0.47.0",)),
+    "modelopt": Package(("nvidia-modelopt==0.47.0", "requests", "huggingface_hub")),  # imported, not declared
 }
 BASE = "torch"
 BASE_REQUIREMENTS = ("torch", "numpy")

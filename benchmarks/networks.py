@@ -91,14 +91,25 @@ def _stages(block: type[BasicBlock] | type[Bottleneck], inputs: int, widths: lis
     return nn.Sequential(*layers)
 
 
+class Classifier(nn.Module):
+    """Layers one after another. A class of its own: packages that add submodules to a network would break nn.Sequential."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
 def mlp() -> nn.Module:
     """LeNet-300-100."""
-    return nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+    return Classifier(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
 
 
 def resnet20() -> nn.Module:
     """ResNet-20 for 32x32 images."""
-    return nn.Sequential(
+    return Classifier(
         nn.Conv2d(3, 16, 3, 1, 1, bias=False),
         nn.BatchNorm2d(16),
         nn.ReLU(),
@@ -111,7 +122,7 @@ def resnet20() -> nn.Module:
 
 def resnet50() -> nn.Module:
     """ResNet-50 for 224x224 images and 1,000 classes."""
-    return nn.Sequential(
+    return Classifier(
         nn.Conv2d(3, 64, 7, 2, 3, bias=False),
         nn.BatchNorm2d(64),
         nn.ReLU(),
@@ -228,3 +239,8 @@ NETWORKS = {
         _adam,
     ),
 }
+
+
+def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear and convolution layers, by name: what peers that ask for layers are given."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
