@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from networks import Network, loss_of
+from networks import NETWORKS, Network, loss_of
 from peer_trial import Pruned, asked_sparsity, load_adapter
 
 
@@ -25,6 +25,7 @@ def run_checks(name: str, package: ModuleType, network: Network) -> dict[str, st
         "deepcopy": lambda: deepcopy(package, network),
         "torch.compile": lambda: compiles(package, network),
         "DDP": lambda: same_masks(name),
+        "channels_last": lambda: channels_last(package),
     }
     found = {}
     for check, run in checks.items():
@@ -124,6 +125,12 @@ def compiles(package: ModuleType, network: Network) -> str:
     return "one graph"
 
 
+def channels_last(package: ModuleType) -> str:
+    """A convolutional network in the memory format that is fastest on many processors."""
+    Pruned(package, NETWORKS["resnet20"], memory_format=torch.channels_last).sparsify(steps=1)
+    return "works"
+
+
 def same_masks(name: str) -> str:
     """Two gloo processes under DistributedDataParallel, each with data and a seed of its own."""
     with socket.socket() as free:
@@ -136,8 +143,6 @@ def same_masks(name: str) -> str:
 
 
 def _rank(rank: int, name: str, port: int, hashes: Any) -> None:
-    from networks import NETWORKS
-
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     # The same seed everywhere, as launchers advise; the data differ.

@@ -2,8 +2,8 @@
 
     /tmp/peers/nncf/bin/python peer_trial.py steps nncf resnet20
 
-A package is known by its adapter, peers/NAME.py: `DISTRIBUTION` (whose version is told), `WAY` (what is measured: the use that the
-package documents) and a class `Adapter(model, make_optimizer, sparsity, batch)` with
+A package is known by its adapter, peers/NAME.py: `DISTRIBUTION` (whose version is told), `WAY` (what is measured: the use that
+the package documents) and a class `Adapter(model, make_optimizer, sparsity, batch)` with
 
 - `model`, `optimizer`: what is trained; pruned already where the package does so at once;
 - `step()`: all that the documented loop calls in place of `optimizer.step()`;
@@ -35,17 +35,33 @@ def load_adapter(name: str) -> ModuleType:
     """The adapter of a package. By path: most are called like the package that they import."""
     path = Path(__file__).resolve().parent / "peers" / f"{name.replace('-', '_')}.py"
     spec = importlib.util.spec_from_file_location("adapter", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+def training_in(network: Network, memory_format: torch.memory_format = torch.contiguous_format, seed: int = 0) -> Training:
+    """A network and its batch in a memory format: contiguous, since not all packages work with channels_last."""
+    training = Training(network, seed)
+    training.model.to(memory_format=memory_format)
+    inputs = (x.contiguous(memory_format=memory_format) if x.dim() == 4 else x for x in training.batch.inputs)
+    training.batch = training.batch._replace(inputs=tuple(inputs))
+    return training
+
+
 class Pruned:
     """A network in training with a package."""
 
-    def __init__(self, package: ModuleType, network: Network, seed: int = 0) -> None:
-        self.training = Training(network, seed)
+    def __init__(
+        self,
+        package: ModuleType,
+        network: Network,
+        seed: int = 0,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self.training = training_in(network, memory_format, seed)
         self.adapter = package.Adapter(self.training.model, network.optimizer, asked_sparsity(package), self.training.batch)
 
     def gradients(self) -> None:
@@ -98,7 +114,7 @@ def time_steps(package: ModuleType, network: Network, repetitions: int, seconds:
     """Steps with masks in force, in turns with a dense network and another one for control."""
     steps: dict[str, Callable[[], None]] = {}
     for name in ("dense", "control"):
-        training = Training(network)
+        training = training_in(network)
         optimizer = network.optimizer(training.model.parameters())
         steps[name] = lambda training=training, optimizer=optimizer: training.step(optimizer)
     pruned = Pruned(package, network)
@@ -133,7 +149,7 @@ def peak_memory(package: ModuleType, network: Network) -> dict[str, Any]:
 def dense_memory(network: Network) -> dict[str, Any]:
     """The same of a dense network."""
     memory = PeakMemory()
-    training = Training(network)
+    training = training_in(network)
     optimizer = network.optimizer(training.model.parameters())
     for _ in range(4):
         training.step(optimizer)
