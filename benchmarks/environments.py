@@ -16,10 +16,12 @@ class Package(NamedTuple):
         requirements: For pip, with versions.
         shares_torch: Whether torch comes from the environment "torch", so that all are measured on the same version of it; a
             package that asks for an older torch or brings parts that need one gets a torch of its own.
+        known_failure: What to say when pip fails, where its own message does not tell why.
     """
 
     requirements: tuple[str, ...]
     shares_torch: bool = True
+    known_failure: str = ""
 
 
 PACKAGES = {
@@ -31,7 +33,11 @@ PACKAGES = {
     "sparselab": Package(("sparselab==0.2.2",)),
     "rigl-torch": Package(("rigl-torch==0.5.2", "torchvision")),  # imported, not declared
     "sparsimony": Package(("sparsimony==0.1.0", "numpy<2")),
-    "sparseml": Package(("sparseml[torch]==1.9.0", "numpy<2"), shares_torch=False),
+    "sparseml": Package(
+        ("sparseml[torch]==1.9.0", "numpy<2"),
+        False,
+        "1.9.0, the last release, is a stub whose setup stops with 'has reached end-of-life'",
+    ),
     "lightning": Package(("lightning==2.6.6",)),
     "modelopt": Package(("nvidia-modelopt==0.47.0", "requests", "huggingface_hub")),  # imported, not declared
 }
@@ -54,7 +60,8 @@ def build(folder: Path, name: str) -> str | None:
         return _install(folder, BASE, BASE_REQUIREMENTS)
     package = PACKAGES[name]
     if not package.shares_torch:
-        return _install(folder, name, package.requirements)
+        failure = _install(folder, name, package.requirements)
+        return (package.known_failure or failure) if failure else None
     if not interpreter(folder, BASE).exists():
         failure = build(folder, BASE)
         if failure:

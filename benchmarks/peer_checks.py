@@ -16,8 +16,9 @@ from networks import NETWORKS, Network, loss_of
 from peer_trial import Pruned, asked_sparsity, load_adapter
 
 
-def run_checks(name: str, package: ModuleType, network: Network) -> dict[str, str]:
+def run_checks(name: str, package: ModuleType) -> dict[str, str]:
     """Every check by name, with what it found."""
+    network = checked_network(package)
     checks: dict[str, Callable[[], str]] = {
         "count": lambda: count(package, network),
         "dropped weights stay zero": lambda: revival(package, network),
@@ -37,6 +38,11 @@ def run_checks(name: str, package: ModuleType, network: Network) -> dict[str, st
             line = lines[-1] if isinstance(problem, torch.multiprocessing.ProcessRaisedException) else lines[0]
             found[check] = f"fails: {type(problem).__name__}: {line}"[:200]
     return found
+
+
+def checked_network(package: ModuleType) -> Network:
+    """The network of the checks: small, and one that the package can prune."""
+    return NETWORKS[getattr(package, "CHECKED_ON", "mlp")]
 
 
 def count(package: ModuleType, network: Network) -> str:
@@ -146,9 +152,11 @@ def _rank(rank: int, name: str, port: int, hashes: Any) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     # The same seed everywhere, as launchers advise; the data differ.
-    pruned = Pruned(load_adapter(name), NETWORKS["mlp"])
+    package = load_adapter(name)
+    network = checked_network(package)
+    pruned = Pruned(package, network)
     torch.manual_seed(rank)
-    pruned.training.batch = NETWORKS["mlp"].batch()
+    pruned.training.batch = network.batch()
     adapter = pruned.adapter
     plain, parallel = adapter.model, torch.nn.parallel.DistributedDataParallel(adapter.model)
     digest = hashlib.sha256()

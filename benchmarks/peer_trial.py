@@ -3,7 +3,8 @@
     /tmp/peers/nncf/bin/python peer_trial.py steps nncf resnet20
 
 A package is known by its adapter, peers/NAME.py: `DISTRIBUTION` (whose version is told), `WAY` (what is measured: the use that
-the package documents) and a class `Adapter(model, make_optimizer, sparsity, batch)` with
+the package documents), where needed `SPARSITY` (the only one that it knows) and `CHECKED_ON` (another network than the MLP for the checks), and a
+class `Adapter(model, make_optimizer, sparsity, batch)` with
 
 - `model`, `optimizer`: what is trained; pruned already where the package does so at once;
 - `step()`: all that the documented loop calls in place of `optimizer.step()`;
@@ -198,7 +199,7 @@ def main() -> None:
     else:
         from peer_checks import run_checks
 
-        found = run_checks(arguments.package, package, network)
+        found = run_checks(arguments.package, package)
     print(json.dumps(found))
 
 
