@@ -3,8 +3,8 @@
     /tmp/peers/nncf/bin/python peer_trial.py steps nncf resnet20
 
 A package is known by its adapter, peers/NAME.py: `DISTRIBUTION` (whose version is told), `WAY` (what is measured: the use that
-the package documents), where needed `SPARSITY` (the only one that it knows) and `CHECKED_ON` (another network than the MLP for the checks), and a
-class `Adapter(model, make_optimizer, sparsity, batch)` with
+the package documents), where needed `SPARSITY` (the only one that it knows) and `CHECKED_ON` (another network for the checks
+than the MLP), and a class `Adapter(model, make_optimizer, sparsity, batch)` with
 
 - `model`, `optimizer`: what is trained; pruned already where the package does so at once;
 - `step()`: all that the documented loop calls in place of `optimizer.step()`;
@@ -170,7 +170,9 @@ def file_size(package: ModuleType, network: Network) -> dict[str, Any]:
 def main() -> None:
     """Measure what the command line asks for and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("section", choices=["about", "steps", "update", "memory", "dense-memory", "size", "checks"])
+    parser.add_argument(
+        "section", choices=["about", "steps", "update", "memory", "dense-memory", "size", "checks", "channels-last"]
+    )
     parser.add_argument("package")
     parser.add_argument("network", choices=list(NETWORKS), nargs="?", default="mlp")
     parser.add_argument("--repetitions", type=int, default=3)
@@ -196,6 +198,10 @@ def main() -> None:
         found = dense_memory(network)
     elif arguments.section == "size":
         found = file_size(package, network)
+    elif arguments.section == "channels-last":
+        from peer_checks import channels_last, findings
+
+        found = findings({"channels_last": lambda: channels_last(package)})
     else:
         from peer_checks import run_checks
 
