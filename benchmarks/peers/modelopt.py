@@ -1,0 +1,44 @@
+"""NVIDIA Model Optimizer: mts.sparsify(model, "sparse_magnitude"), 2:4 only, mts.export at the end."""
+
+import modelopt.torch.opt as mto
+import modelopt.torch.sparsity as mts
+
+DISTRIBUTION = "nvidia-modelopt"
+WAY = "mts.sparsify(model, 'sparse_magnitude') (2:4: half of the weights, whatever is asked), mts.export at the end"
+SPARSITY = 0.5
+# Sizes must be multiples of 8 outputs and 16 inputs: it skips every layer of the MLP, with a warning.
+CHECKED_ON = "transformer-small"
+
+
+class Adapter:
+    """See peer_trial.py."""
+
+    def __init__(self, model, make_optimizer, sparsity, batch):
+        self.model = mts.sparsify(model, mode="sparse_magnitude")
+        self.optimizer = make_optimizer(self.model.parameters())
+
+    def step(self):
+        self.optimizer.step()
+
+    def _layers(self):
+        return {name: layer for name, layer in self.model.named_modules() if getattr(layer, "_weight_mask", None) is not None}
+
+    def weights(self):
+        return {name: layer.weight.detach() for name, layer in self._layers().items()}
+
+    def held(self):
+        return {name: dict(layer.named_parameters(recurse=False))["weight"].detach() for name, layer in self._layers().items()}
+
+    def save(self):
+        return {
+            "modelopt": mto.modelopt_state(self.model),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load(self, state):
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def final(self):
+        return mts.export(self.model).state_dict()
