@@ -20,6 +20,7 @@ from measuring import PeakMemory, Training, interleaved, ratios, saved_bytes, sp
 from networks import NETWORKS, Network
 
 import sparsebench
+from sparsebench.storage import save_compressed
 from sparsebench import Sparsifier
 
 SPARSITY = 0.9
@@ -162,13 +163,10 @@ def saved_sizes(network: Network, name: str) -> dict[str, Any]:
     return {"weights": weights, "sparsity": sparsity, "bytes": sizes}
 
 
-def _compressed_bytes(model: torch.nn.Module) -> int | None:
-    save = getattr(sparsebench, "save_compressed", None)
-    if save is None:
-        return None
+def _compressed_bytes(model: torch.nn.Module) -> int:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
-        save(model, path)
+        save_compressed(model, path)
         return path.stat().st_size
 
 

@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 
 import sparsebench
+from sparsebench.storage import save_compressed
 
 DISTRIBUTION = "sparsebench"
 WAY = "magnitude_pruning(allocation='global', policy='gone'), attached to the optimizer"
@@ -51,8 +52,6 @@ class Adapter:
 
     def final(self):
         model = self.sparsifier.finalize()
-        if not hasattr(sparsebench, "save_compressed"):
-            return model.state_dict()
         with tempfile.TemporaryDirectory() as folder:
-            sparsebench.save_compressed(model, Path(folder) / "model.safetensors")
+            save_compressed(model, Path(folder) / "model.safetensors")
             return (Path(folder) / "model.safetensors").stat().st_size
