@@ -20,8 +20,8 @@ from measuring import PeakMemory, Training, interleaved, ratios, saved_bytes, sp
 from networks import NETWORKS, Network
 
 import sparsebench
-from sparsebench.storage import save_compressed
 from sparsebench import Sparsifier
+from sparsebench.storage import save_compressed
 
 SPARSITY = 0.9
 # Masks move in every fourth step, so that steps with and without an update are timed in the same run, and the median step is one
