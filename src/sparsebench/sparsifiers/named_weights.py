@@ -33,7 +33,7 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], step: int) -> None
 
 
 def dropped_fraction(masks: Iterable[torch.Tensor]) -> float:
-    """Fraction in [0, 1] of the weights that masks drop, of all tensors together; masks of any dtype, nonzero where kept.
+    """Fraction in [0, 1] of the weights that masks drop, of all tensors together; bool masks, or ones and zeros of any dtype.
 
     Example:
         >>> dropped_fraction([torch.tensor([True, False]), torch.tensor([1.0, 1.0])])
@@ -42,7 +42,8 @@ def dropped_fraction(masks: Iterable[torch.Tensor]) -> float:
     weights = kept = 0
     for mask in masks:
         weights += mask.numel()
-        kept += int(mask.count_nonzero())
+        # Of floating-point numbers a sum is many times faster.
+        kept += int(mask.count_nonzero() if mask.dtype == torch.bool else mask.sum(dtype=torch.float64))
     return (weights - kept) / weights
 
 

@@ -178,7 +178,7 @@ class MaskedSparsifier:
         """
         self._prepared()
         if self._kept is None:
-            self._kept = [int(mask.count_nonzero()) / max(mask.numel(), 1) for mask in self._whole(self._masks)]
+            self._kept = [float(mask.sum(dtype=torch.float64)) / max(mask.numel(), 1) for mask in self._whole(self._masks)]
         dense_gradients = self._regrowth is not None and self._regrowth.reads_gradients(self._step + 1)
         work: dict[str, float] = {}
         for matrix, kept in zip(self._matrices, self._kept, strict=True):
