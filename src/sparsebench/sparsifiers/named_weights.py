@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsebench.errors import SparsebenchError
 
-__all__ = ["check_finite", "dropped_fraction", "zero_dropped"]
+__all__ = ["check_finite", "dropped_fraction", "is_sharded", "zero_dropped"]
 
 
 @torch.no_grad()
@@ -30,6 +30,14 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], step: int) -> None
         # Finite terms can have an infinite sum.
         if not bool(tensor.isfinite().all()):
             raise SparsebenchError(f"{name!r} holds a NaN or an infinity after step {step}: the training diverged")
+
+
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a DTensor, of which this process holds a part.
+
+    By what it can do: importing DTensor takes long, and is not possible with every torch.
+    """
+    return hasattr(tensor, "to_local")
 
 
 def dropped_fraction(masks: Iterable[torch.Tensor]) -> float:

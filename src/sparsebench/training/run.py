@@ -98,7 +98,8 @@ def _train(config: RunConfig, folder: RunFolder, checkpoint_seconds: float, obse
     memory = PeakMemory()
     model = workload.build_model()
     prunable = [selected.name for selected in select_weights(model)]
-    cost = TrainingCost({row.name: row.multiply_adds or 0 for row in report_of_example(workload, model)})
+    forward = {row.name: row.multiply_adds or 0 for row in report_of_example(workload, model)}
+    cost = TrainingCost(forward)
     sparsifier.prepare(model)
     optimizer = _optimizer(config.recipe, sparsifier)
     sparsifier.attach(optimizer)
@@ -119,7 +120,7 @@ def _train(config: RunConfig, folder: RunFolder, checkpoint_seconds: float, obse
         steps=config.recipe.steps,
         seconds=state.seconds,
         peak_memory_bytes=state.peak_memory_bytes,
-        dense_multiply_adds=sum(row.multiply_adds or 0 for row in report_of_example(workload, finalized)),
+        dense_multiply_adds=sum(forward.values()),
         training_multiply_adds=cost.multiply_adds,
         dense_training_multiply_adds=cost.dense_multiply_adds,
         weights_sha256=weights_hash(finalized.state_dict()),

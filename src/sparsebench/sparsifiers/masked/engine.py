@@ -286,7 +286,7 @@ class MaskedSparsifier:
         if self._aside is not None:
             torch._foreach_add_(weights, self._aside)
         self._check_finite()
-        by_name = dict(zip((matrix.name for matrix in self._matrices), range(len(self._matrices)), strict=True))
+        by_name = {matrix.name: position for position, matrix in enumerate(self._matrices)}
         chosen: dict[str, torch.Tensor] = {}
         for group in self._groups:
             chosen.update(self._choose(group, [by_name[name] for name in group.names]))
@@ -367,12 +367,10 @@ class MaskedSparsifier:
 
     def _agree(self, check: Callable[[], None]) -> None:
         """Make a check that raises in all processes of a sharded training or in none."""
-        problem = None
-        try:
+        if self._spread:
+            agree(check, self._matrices)
+        else:
             check()
-        except SparsebenchError as error:
-            problem = error
-        agree(problem, self._matrices)
 
     def _description(self) -> dict[str, Any]:
         """Plain values that say which method, model and schedule this is."""

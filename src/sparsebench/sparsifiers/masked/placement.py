@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.named_weights import is_sharded
 from sparsebench.sparsifiers.selection import WeightMatrix
 
 __all__ = ["agree", "any_sharded", "as_spread", "local", "place", "refuse_unshardable", "whole"]
@@ -15,12 +16,12 @@ __all__ = ["agree", "any_sharded", "as_spread", "local", "place", "refuse_unshar
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This process's rows of a tensor that is spread over processes, sharing their memory; any other tensor itself."""
-    return _sharded(tensor.detach()).to_local() if _is_sharded(tensor) else tensor
+    return _sharded(tensor.detach()).to_local() if is_sharded(tensor) else tensor
 
 
 def any_sharded(matrices: Sequence[WeightMatrix]) -> bool:
     """Whether a weight is spread over processes."""
-    return any(_is_sharded(matrix.weight.parameter) for matrix in matrices)
+    return any(is_sharded(matrix.weight.parameter) for matrix in matrices)
 
 
 def place(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -42,7 +43,7 @@ def place(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def whole(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """The full tensor from each process's rows; every process must call it. A tensor of a whole weight is whole itself."""
-    if not _is_sharded(weight):
+    if not is_sharded(weight):
         return tensor
     from sparsebench.sparsifiers.masked.sharded import all_rows
 
@@ -51,21 +52,26 @@ def whole(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def as_spread(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """A tensor of this process's rows as one that is spread like the weight: what a score can compute with."""
-    if not _is_sharded(weight):
+    if not is_sharded(weight):
         return tensor
     from sparsebench.sparsifiers.masked.sharded import spread
 
     return spread(tensor, _sharded(weight))
 
 
-def agree(problem: SparsebenchError | None, matrices: Sequence[WeightMatrix]) -> None:
-    """Raise a problem in every process that holds rows of the weights, or in none: one alone would leave the others waiting.
+def agree(check: Callable[[], None], matrices: Sequence[WeightMatrix]) -> None:
+    """Make a check that raises in every process that holds rows of the weights, or in none: one alone would leave others waiting.
 
     Raises:
         SparsebenchError: There is a problem here or elsewhere.
     """
+    problem = None
+    try:
+        check()
+    except SparsebenchError as error:
+        problem = error
     for matrix in matrices:
-        if _is_sharded(matrix.weight.parameter):
+        if is_sharded(matrix.weight.parameter):
             from sparsebench.sparsifiers.masked.sharded import shards_of
 
             shards = shards_of(matrix.name, _sharded(matrix.weight.parameter))
@@ -89,17 +95,12 @@ def refuse_unshardable(matrices: Sequence[WeightMatrix], plain: bool) -> None:
             process.
     """
     for matrix in matrices:
-        if _is_sharded(matrix.weight.parameter) and (matrix.count > 1 or not plain):
+        if is_sharded(matrix.weight.parameter) and (matrix.count > 1 or not plain):
             what = "packed projections of attention" if matrix.count > 1 else "structures and regrowth"
             raise SparsebenchError(
                 f"{matrix.weight.name!r} is spread over processes (fully_shard), where {what} are not supported: "
                 + ("leave it out with layers=" if matrix.count > 1 else "use structure='element' and a schedule of pruning")
             )
-
-
-def _is_sharded(tensor: torch.Tensor) -> bool:
-    # By what it can do: importing DTensor takes long, and is not possible with every torch.
-    return hasattr(tensor, "to_local")
 
 
 def _sharded(tensor: Any) -> Any:

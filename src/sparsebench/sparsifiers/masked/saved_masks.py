@@ -10,6 +10,7 @@ import torch
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.masked.masks import pack, unpack
+from sparsebench.sparsifiers.named_weights import is_sharded
 from sparsebench.sparsifiers.selection import WeightMatrix
 
 __all__ = ["read_masks", "write_masks"]
@@ -43,7 +44,7 @@ def read_masks(
     masks, asides = [], []
     for matrix in weights:
         weight = matrix.tensor.detach()
-        if hasattr(weight, "full_tensor"):  # spread over processes: what was saved is whole
+        if is_sharded(weight):  # spread over processes: what was saved is whole
             weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
         bits = _tensor(state, "masks", matrix.name)
         if bits is None or bits.dtype != torch.uint8 or bits.shape != (math.ceil(weight.numel() / 8),):

@@ -254,10 +254,11 @@ class StochasticSparsifier:
     def _after_step(self) -> None:
         self._refuse_inside_point("optimizer.step()")
         self._step += 1
-        idle = [name for name, activity in self._activities() if not activity.trained]
+        activities = list(self._activities())
+        idle = [name for name, activity in activities if not activity.trained]
         if idle:
             raise SparsebenchError(f"layer {idle[0]!r} did not run in training step {self._step}: {BYPASSED}")
-        for _, activity in self._activities():
+        for _, activity in activities:
             activity.trained = False
         self._check_finite()
 

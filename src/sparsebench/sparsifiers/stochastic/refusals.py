@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.named_weights import is_sharded
 from sparsebench.sparsifiers.selection import SelectedWeight, is_left_out
 from sparsebench.sparsifiers.sparsifier import LayerChoice
 
@@ -79,7 +80,7 @@ def refuse_sharded(weights: Mapping[str, nn.Parameter]) -> None:
         SparsebenchError: There is one; the message names it.
     """
     for name, weight in weights.items():
-        if hasattr(weight, "to_local"):
+        if is_sharded(weight):
             raise SparsebenchError(
                 f"{name!r} is spread over processes (fully_shard): variational dropout and L0 need whole weights; use "
                 "DistributedDataParallel, or a pruning method"
