@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from integration_methods import METHODS, STOCHASTIC
 from torch import nn
 
 import sparsebench
@@ -18,16 +19,7 @@ with warnings.catch_warnings():
 
 from sparsebench.integrations.lightning import SparsebenchCallback
 
-METHODS = {
-    "magnitude": lambda: sparsebench.magnitude_pruning(sparsity=0.8, begin=1, end=9, frequency=2),
-    "magnitude-gone": lambda: sparsebench.magnitude_pruning(sparsity=0.8, begin=1, end=9, frequency=2, policy="gone"),
-    "magnitude-global": lambda: sparsebench.magnitude_pruning(sparsity=0.8, begin=1, end=9, frequency=2, allocation="global"),
-    "random": lambda: sparsebench.random_pruning(sparsity=0.8, begin=1, end=9, frequency=2),
-    "variational-dropout": lambda: sparsebench.variational_dropout(penalty=0.001, begin=0, end=8),
-    "l0": lambda: sparsebench.l0_regularization(penalty=0.001, begin=0, end=8),
-}
 every_method = pytest.mark.parametrize("method", METHODS)
-STOCHASTIC = ("variational-dropout", "l0")
 # What Lightning says of workers, loggers and of a loop as short as this one.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(does not have many workers|logging interval|LeafSpec|_pytree|callbacks used to create)"

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from integration_methods import METHODS, STOCHASTIC
 from torch import nn
 
 import sparsebench
@@ -14,16 +15,7 @@ pytest.importorskip("accelerate", reason="needs pip install 'sparsebench[transfo
 
 from sparsebench.integrations.transformers import SparsebenchCallback  # noqa: E402
 
-METHODS = {
-    "magnitude": lambda: sparsebench.magnitude_pruning(sparsity=0.8, begin=1, end=9, frequency=2),
-    "magnitude-gone": lambda: sparsebench.magnitude_pruning(sparsity=0.8, begin=1, end=9, frequency=2, policy="gone"),
-    "magnitude-global": lambda: sparsebench.magnitude_pruning(sparsity=0.8, begin=1, end=9, frequency=2, allocation="global"),
-    "random": lambda: sparsebench.random_pruning(sparsity=0.8, begin=1, end=9, frequency=2),
-    "variational-dropout": lambda: sparsebench.variational_dropout(penalty=0.001, begin=0, end=8),
-    "l0": lambda: sparsebench.l0_regularization(penalty=0.001, begin=0, end=8),
-}
 every_method = pytest.mark.parametrize("method", METHODS)
-STOCHASTIC = ("variational-dropout", "l0")
 
 
 class Examples(torch.utils.data.Dataset):
