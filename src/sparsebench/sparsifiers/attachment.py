@@ -24,9 +24,10 @@ class Attachment:
     Args:
         optimizer: A torch optimizer, or a wrapper that holds one as `optimizer` (as Accelerate's does).
         needed: Parameters that the optimizer must hold, by name.
-        before: Called before each step, after the gradients were computed, and again after each evaluation of a closure.
+        before: Called before each step, after the gradients were computed.
         after: Called after each completed step; one that GradScaler skips does not count.
         restore: Called before each evaluation of a closure that the optimizer makes inside its step.
+        evaluated: Called after each.
 
     Raises:
         SparsebenchError: Not an optimizer, or a needed parameter is missing from it.
@@ -39,6 +40,7 @@ class Attachment:
         before: Callable[[], None],
         after: Callable[[], None],
         restore: Callable[[], None],
+        evaluated: Callable[[], None],
     ) -> None:
         self.optimizer = unwrap(optimizer)
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
@@ -49,7 +51,7 @@ class Attachment:
                 f"the optimizer does not hold {missing[0]!r}{more}: make it after prepare(), from model.parameters() or "
                 "parameter_groups(), or leave the layer out with layers="
             )
-        self._before, self._after, self._restore = before, after, restore
+        self._before, self._after, self._restore, self._evaluated = before, after, restore, evaluated
         self._handles: list[RemovableHandle] = [
             self.optimizer.register_step_pre_hook(self._pre_hook),
             self.optimizer.register_step_post_hook(self._post_hook),
@@ -76,7 +78,7 @@ class Attachment:
         def masked() -> Any:
             self._restore()
             loss = closure()
-            self._before()
+            self._evaluated()
             return loss
 
         return masked

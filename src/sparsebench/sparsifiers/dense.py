@@ -43,7 +43,7 @@ class DenseBaseline:
         """Count the optimizer's steps."""
         if self._attachment is not None:
             self._attachment.detach()
-        self._attachment = Attachment(optimizer, {}, before=_nothing, after=self._count, restore=_nothing)
+        self._attachment = Attachment(optimizer, {}, before=_nothing, after=self._count, restore=_nothing, evaluated=_nothing)
 
     def _count(self) -> None:
         self._step += 1

@@ -37,7 +37,8 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 
     By what it can do: importing DTensor takes long, and is not possible with every torch.
     """
-    return hasattr(tensor, "to_local")
+    # Looking in vain for an attribute takes longer than all else here, and this is asked for every weight in every step.
+    return type(tensor) is not nn.Parameter and hasattr(tensor, "to_local")
 
 
 def dropped_fraction(masks: Iterable[torch.Tensor]) -> float:

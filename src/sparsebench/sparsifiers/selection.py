@@ -51,8 +51,10 @@ class SelectedWeight:
     @property
     def parameter(self) -> Parameter:
         """The parameter, looked up now: wrappers and `load_state_dict(assign=True)` replace parameters."""
-        weight = getattr(self.holders[0].layer, self.holders[0].weight)
-        assert isinstance(weight, Parameter)
+        holder = self.holders[0]
+        # Where `getattr` looks for it in the end.
+        weight = holder.layer._parameters[holder.weight]
+        assert weight is not None
         return weight
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -14,16 +14,16 @@ from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
 from sparsebench.sparsifiers.keyed_generator import keyed_generator
 from sparsebench.sparsifiers.masked.allocation import Allocation, Group
 from sparsebench.sparsifiers.masked.choice import checked_score, choose_masks
-from sparsebench.sparsifiers.masked.masking import check_dropped_are_zero, mask_gradients
+from sparsebench.sparsifiers.masked.masked_weights import MaskedWeights
 from sparsebench.sparsifiers.masked.movement import Movement
-from sparsebench.sparsifiers.masked.optimizer_state import clean_optimizer_state
-from sparsebench.sparsifiers.masked.placement import agree, any_sharded, as_spread, local, place, refuse_unshardable, whole
+from sparsebench.sparsifiers.masked.optimizer_state import treats_weights_alone
+from sparsebench.sparsifiers.masked.placement import as_spread, refuse_unshardable
 from sparsebench.sparsifiers.masked.regrowth import Regrowth
 from sparsebench.sparsifiers.masked.saved_masks import read_masks, write_masks
 from sparsebench.sparsifiers.masked.schedules import Schedule
 from sparsebench.sparsifiers.masked.scores import LayerState, Score
 from sparsebench.sparsifiers.masked.structures import Element, Structure
-from sparsebench.sparsifiers.named_weights import check_finite, dropped_fraction, zero_dropped
+from sparsebench.sparsifiers.named_weights import dropped_fraction, zero_dropped
 from sparsebench.sparsifiers.saved_state import check_saved_state, describe
 from sparsebench.sparsifiers.selection import WeightMatrix, by_parameter, matrices_of, select_weights, warn_of_dense
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
@@ -32,12 +32,15 @@ __all__ = ["MaskedSparsifier", "Policy"]
 
 Policy = Literal["gone", "returning"]
 
+# Steps between two looks for weights that are not finite: after one that is not, hardly any is at the next step.
+FINITE_EVERY = 8
+
 
 class MaskedSparsifier:
     """A Sparsifier composed of a score, an allocation, a structure, a schedule and a policy.
 
     Parameters of the model stay ordinary parameters; nothing is added to its forward pass. Dropped weights are zero after
-    `prepare` and after every step, and inside closures; they get no gradient.
+    `prepare` and after every step, and inside closures; their gradients reach nothing.
 
     Args:
         score: Which weights are worth keeping: a function from a LayerState to a tensor of scores, higher is kept.
@@ -89,17 +92,13 @@ class MaskedSparsifier:
         self._seed = seed
         self._step = 0
         self._model: nn.Module | None = None
-        self._matrices: list[WeightMatrix] = []
+        self._as_bytes = False
+        self._weights = MaskedWeights([], False, False)
         self._groups: list[Group] = []
-        # In the weights' own dtype and memory format: multiplying by a bool mask is two to ten times slower.
-        self._masks: list[torch.Tensor] = []
-        # Whether masks are those of this process's rows: not before they were placed, even where weights are spread already.
-        self._spread = False
-        # Kept fractions of the masks, counted when they are first asked for.
-        self._kept: list[float] | None = None
-        self._aside: list[torch.Tensor] | None = None
         self._movement: Movement | None = None
         self._attachment: Attachment | None = None
+        # Whether what an optimizer makes of the gradients of dropped weights stays with them.
+        self._alone = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of an optimizer has no hooks, so a copy of its sparsifier is attached to nothing.
@@ -119,7 +118,23 @@ class MaskedSparsifier:
     def sparsity(self) -> float:
         """Fraction in [0, 1] of the chosen weights that the masks drop now."""
         self._prepared()
-        return dropped_fraction(self._whole(self._masks))
+        return dropped_fraction(self._weights.whole_masks())
+
+    def keep_byte_masks(self) -> MaskedSparsifier:
+        """Hold masks in a byte for each weight from here on, not in the weight's dtype: less memory, and slower products.
+
+        Nothing else changes. Before or after `prepare`.
+
+        Returns:
+            This sparsifier.
+
+        Example:
+            >>> from sparsebench import magnitude_pruning
+            >>> sparsifier = magnitude_pruning(sparsity=0.9, begin=0, end=100, frequency=10).keep_byte_masks()
+        """
+        self._as_bytes = True
+        self._weights.keep_bytes()
+        return self
 
     def prepare(self, model: nn.Module) -> None:
         """Pick the layers of `model` and begin with full masks, or with the schedule's first where it updates at step 0.
@@ -130,19 +145,18 @@ class MaskedSparsifier:
         """
         refuse_wrapped(model)
         self._detach()
-        self._matrices = matrices_of(select_weights(model, self._layers))
+        matrices = matrices_of(select_weights(model, self._layers))
         if self._layers is None:
             warn_of_dense(model)
-        self._groups = self._allocation.groups(self._shapes())
-        by_name = {matrix.name: matrix for matrix in self._matrices}
+        self._groups = self._allocation.groups(_shapes(matrices))
+        by_name = {matrix.name: matrix for matrix in matrices}
         for group in self._groups:
             for name in group.names:
                 self._structure.check(by_name[name], group)
         self._model = model
         self._step = 0
-        self._masks, self._kept, self._spread = [torch.ones_like(weight) for weight in self._weights()], None, False
-        self._aside = None
-        self._movement = Movement(self._regrowth, self._structure, self._matrices, self._seed) if self._regrowth else None
+        self._weights = MaskedWeights(matrices, self._policy == "returning", self._as_bytes)
+        self._movement = Movement(self._regrowth, self._structure, matrices, self._seed) if self._regrowth else None
         if self._schedule.updates_at(0):
             self._update()
 
@@ -154,13 +168,13 @@ class MaskedSparsifier:
                 needs more than the rows of one.
         """
         self._prepared()
-        needed = {matrix.weight.name: matrix.weight.parameter for matrix in self._matrices}
+        needed = {matrix.weight.name: matrix.weight.parameter for matrix in self._weights.matrices}
         plain = self._movement is None and isinstance(self._structure, Element)
-        refuse_unshardable(self._matrices, plain)
-        attachment = Attachment(optimizer, needed, self.mask_gradients, self._after_step, self._mask_weights)
+        refuse_unshardable(self._weights.matrices, plain)
+        attachment = Attachment(optimizer, needed, self._before_step, self._after_step, self._weights.zero, self.mask_gradients)
         self._detach()
-        self._attachment = attachment
-        self._place()
+        self._attachment, self._alone = attachment, treats_weights_alone(attachment.optimizer)
+        self._weights.place()
 
     def parameter_groups(self, lr: float, auxiliary_lr_scale: float = 1.0) -> list[dict[str, Any]]:
         """One group with all trainable parameters: masked methods have none of their own."""
@@ -169,7 +183,7 @@ class MaskedSparsifier:
     def penalty(self) -> torch.Tensor:
         """Zero: pruning adds nothing to the loss."""
         self._prepared()
-        return torch.zeros((), device=self._masks[0].device)
+        return torch.zeros((), device=self._weights.masks[0].device)
 
     def training_work(self) -> dict[str, float]:
         """For each weight, the multiply-adds of the next step as multiples of those of a dense forward pass; see Sparsifier.
@@ -177,11 +191,9 @@ class MaskedSparsifier:
         Three times the kept fraction; where the next step reads dense gradients, that of the weight counts in full.
         """
         self._prepared()
-        if self._kept is None:
-            self._kept = [float(mask.sum(dtype=torch.float64)) / max(mask.numel(), 1) for mask in self._whole(self._masks)]
         dense_gradients = self._regrowth is not None and self._regrowth.reads_gradients(self._step + 1)
         work: dict[str, float] = {}
-        for matrix, kept in zip(self._matrices, self._kept, strict=True):
+        for matrix, kept in zip(self._weights.matrices, self._weights.kept_fractions(), strict=True):
             own = (2.0 * kept + (1.0 if dense_gradients else kept)) / matrix.count
             work[matrix.weight.name] = work.get(matrix.weight.name, 0.0) + own
         return work
@@ -201,7 +213,7 @@ class MaskedSparsifier:
         Whole also where weights are spread over processes (FSDP2): there every process must call this, and all that reads masks.
         """
         self._prepared()
-        return by_parameter(self._matrices, [mask.bool() for mask in self._whole(self._masks)])
+        return by_parameter(self._weights.matrices, [mask.bool() for mask in self._weights.whole_masks()])
 
     def apply_masks(self, other: nn.Module) -> None:
         """Zero in another model of the same parameter names what is dropped here.
@@ -213,14 +225,13 @@ class MaskedSparsifier:
 
     @torch.no_grad()
     def mask_gradients(self) -> None:
-        """Zero the gradients of dropped weights; done before every step, and useful earlier where norms are clipped.
+        """Zero the gradients of dropped weights, as is useful where norms are clipped.
 
-        What regrowth needs of the dense gradients is taken first: call it once the gradients of a step are complete.
+        What regrowth needs of the dense gradients is taken first: call it once the gradients of a step are complete. Before
+        every step it is done where it matters: for optimizers that mix what they know of weights, and scores that read gradients.
         """
-        if self._movement is not None:
-            optimizer = self._attachment.optimizer if self._attachment else None
-            self._movement.take(self._masks, self._step + 1, optimizer)
-        mask_gradients(self._matrices, self._masks)
+        self._take_gradients()
+        self._weights.mask_gradients()
 
     @torch.no_grad()
     def finalize(self) -> nn.Module:
@@ -231,7 +242,7 @@ class MaskedSparsifier:
         """
         self._check_zeros()
         self._detach()
-        for weight in self._weights():
+        for weight in self._weights.weights():
             weight.add_(0.0)
         return self._prepared()
 
@@ -244,8 +255,7 @@ class MaskedSparsifier:
             SparsebenchError: A dropped weight is not zero, or a weight is not finite.
         """
         self._check_zeros()
-        aside = None if self._aside is None else self._whole(self._aside)
-        saved = write_masks(self._matrices, self._whole(self._masks), aside)
+        saved = write_masks(self._weights.matrices, self._weights.whole_masks(), self._weights.whole_aside())
         moving = self._movement.state_dict() if self._movement else {}
         return {"description": self._description(), "step": self._step} | saved | moving
 
@@ -258,87 +268,64 @@ class MaskedSparsifier:
         """
         self._prepared()
         check_saved_state(state, self._description())
-        masks, asides = read_masks(state, self._matrices, self._policy == "returning")
+        masks, asides = read_masks(state, self._weights.matrices, self._policy == "returning")
         if self._movement is not None:
             self._movement.load_state_dict(state)
-        self._masks, self._kept, self._aside, self._step = masks, None, asides or None, state["step"]
-        self._place()
-        self._mask_weights()
+        self._step = state["step"]
+        self._weights.load(masks, asides or None)
+
+    def _take_gradients(self) -> None:
+        if self._movement is not None:
+            optimizer = self._attachment.optimizer if self._attachment else None
+            self._movement.take(self._weights.masks, self._step + 1, optimizer)
+
+    def _before_step(self) -> None:
+        # What is here is paid for in every step, of small networks too, and by a processor that has just done something else.
+        if self._movement is not None:
+            self._take_gradients()
+        if not self._alone or self._schedule.updates_at(self._step + 1) or self._regrows_at(self._step + 1):
+            self._weights.mask_gradients()
+
+    def _regrows_at(self, step: int) -> bool:
+        return self._regrowth is not None and self._regrowth.updates_at(step)
 
     def _after_step(self) -> None:
         self._step += 1
-        self._mask_weights()
+        self._weights.zero()
         if self._schedule.updates_at(self._step):
             self._update()
-        if not self._spread:  # there all processes would have to talk to each other at every step
-            self._check_finite()
+        elif self._step % FINITE_EVERY == 0 and not self._weights.spread:  # there all processes would have to talk to each other
+            self._weights.check_finite(self._step)
         if self._movement is not None and (moved := self._movement.finish()):
-            self._install([moved[i] if i in moved else mask.bool() for i, mask in enumerate(self._masks)])
-
-    @torch.no_grad()
-    def _mask_weights(self) -> None:
-        torch._foreach_mul_(self._weights(), self._masks)
+            masks = self._weights.masks
+            self._install([moved[position] if position in moved else mask.bool() for position, mask in enumerate(masks)])
 
     @torch.no_grad()
     def _update(self) -> None:
         """Choose masks anew from the weights, the dropped ones brought back to compete where the policy says so."""
-        weights = self._weights()
-        if self._aside is not None:
-            torch._foreach_add_(weights, self._aside)
-        self._check_finite()
-        by_name = {matrix.name: position for position, matrix in enumerate(self._matrices)}
+        self._weights.bring_back()
+        self._weights.check_finite(self._step)
+        by_name = {matrix.name: position for position, matrix in enumerate(self._weights.matrices)}
         chosen: dict[str, torch.Tensor] = {}
         for group in self._groups:
             chosen.update(self._choose(group, [by_name[name] for name in group.names]))
-        self._install([chosen[matrix.name] for matrix in self._matrices])
+        self._install([chosen[matrix.name] for matrix in self._weights.matrices])
 
     @torch.no_grad()
     def _install(self, chosen: Sequence[torch.Tensor]) -> None:
-        """Go over to other masks: zero what they drop, and let the optimizer forget what changed."""
-        # In place wherever the weights are as they were: new memory costs more than the arithmetic.
-        self._place()
-        weights = self._weights()
-        # Bytes convert ten times faster than bools.
-        news = [new.view(torch.uint8) for new in chosen]
-        if self._attachment is not None:
-            for mask, new in zip(self._masks, news, strict=True):
-                mask.mul_(torch.empty_like(mask).copy_(new))
-            stays = by_parameter(self._matrices, self._masks)
-            parameters = {matrix.weight.name: matrix.weight.parameter for matrix in self._matrices}
-            clean_optimizer_state(self._attachment.optimizer, list(parameters.values()), list(stays.values()))
-        for mask, new in zip(self._masks, news, strict=True):
-            mask.copy_(new)
-        self._kept = None
-        if self._policy == "returning":
-            self._aside = self._aside or [torch.empty_like(weight) for weight in weights]
-            for weight, mask, aside in zip(weights, self._masks, self._aside, strict=True):
-                torch.sub(weight, torch.mul(weight, mask, out=aside), out=aside)
-        self._mask_weights()
-
-    def _place(self) -> None:
-        """Masks, and values kept aside, go where the weights have gone since."""
-        weights = [matrix.tensor for matrix in self._matrices]
-        self._masks = [place(mask, weight) for mask, weight in zip(self._masks, weights, strict=True)]
-        if self._aside is not None:
-            self._aside = [place(aside, weight) for aside, weight in zip(self._aside, weights, strict=True)]
-        self._spread = any_sharded(self._matrices)
-
-    def _whole(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        if not self._spread:
-            return list(parts)
-        return [whole(part, matrix.tensor) for part, matrix in zip(parts, self._matrices, strict=True)]
+        self._weights.install(chosen, self._attachment.optimizer if self._attachment else None)
 
     def _choose(self, group: Group, positions: Sequence[int]) -> dict[str, torch.Tensor]:
         """Masks for the tensors that share a budget."""
-        matrices = [self._matrices[position] for position in positions]
-        masks = [self._masks[position] for position in positions]
+        matrices = [self._weights.matrices[position] for position in positions]
+        masks = [self._weights.masks[position] for position in positions]
         scores = [
-            checked_score(self._score, self._layer_state(matrix, mask.bool()), self._step)
+            checked_score(self._score, self._layer_state(matrix, mask), self._step)
             for matrix, mask in zip(matrices, masks, strict=True)
         ]
         sparsity = self._schedule.sparsity(self._step, group.sparsity)
         candidates = masks if self._policy == "gone" else None
-        if self._spread:
+        if self._weights.spread:
             from sparsebench.sparsifiers.masked.sharded import choose_sharded_masks
 
             kept = choose_sharded_masks(matrices, scores, candidates, sparsity)
@@ -350,27 +337,10 @@ class MaskedSparsifier:
         generator = keyed_generator(self._seed, self._step, matrix.name)
         return LayerState(matrix.name, matrix.tensor.detach(), as_spread(mask, matrix.tensor), matrix.gradient, generator)
 
-    def _weights(self) -> list[torch.Tensor]:
-        """The weights, or the rows of them that this process holds."""
-        return [local(matrix.tensor) for matrix in self._matrices]
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        return {matrix.name: tuple(matrix.tensor.shape) for matrix in self._matrices}
-
-    def _check_finite(self) -> None:
-        self._agree(lambda: check_finite(((m.name, local(m.tensor)) for m in self._matrices), self._step))
-
     def _check_zeros(self) -> None:
         self._prepared()
-        self._check_finite()
-        self._agree(lambda: check_dropped_are_zero(self._matrices, self._masks))
-
-    def _agree(self, check: Callable[[], None]) -> None:
-        """Make a check that raises in all processes of a sharded training or in none."""
-        if self._spread:
-            agree(check, self._matrices)
-        else:
-            check()
+        self._weights.check_finite(self._step)
+        self._weights.check_zeros()
 
     def _description(self) -> dict[str, Any]:
         """Plain values that say which method, model and schedule this is."""
@@ -384,7 +354,7 @@ class MaskedSparsifier:
             "schedule": describe(self._schedule),
             "policy": self._policy,
             "seed": self._seed,
-            "shapes": {name: list(shape) for name, shape in self._shapes().items()},
+            "shapes": {name: list(shape) for name, shape in _shapes(self._weights.matrices).items()},
         } | ({"regrowth": self._regrowth.description()} if self._regrowth else {})
 
     def _detach(self) -> None:
@@ -396,3 +366,7 @@ class MaskedSparsifier:
         if self._model is None:
             raise SparsebenchError("call prepare(model) first")
         return self._model
+
+
+def _shapes(matrices: Sequence[WeightMatrix]) -> dict[str, tuple[int, ...]]:
+    return {matrix.name: tuple(matrix.tensor.shape) for matrix in matrices}

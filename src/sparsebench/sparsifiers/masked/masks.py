@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from sparsebench.sparsifiers.storage_order import flat
+from sparsebench.sparsifiers.masked.bracket import bracket, split
+from sparsebench.sparsifiers.storage_order import flat, flat_like
 
 __all__ = ["count_kept", "order_preserving_bits", "pack", "top_scores", "unpack"]
 
@@ -16,8 +17,7 @@ __all__ = ["count_kept", "order_preserving_bits", "pack", "top_scores", "unpack"
 FEW_CANDIDATES = 1 << 14
 DIGIT_BITS = 16
 # Above this many scores a sample says where the threshold lies, and only what is near it is looked at more closely.
-MANY_SCORES = 1 << 18
-SAMPLE = 1 << 16
+MANY_SCORES = 1 << 15
 
 
 def top_scores(scores: Sequence[torch.Tensor], keep: int, candidates: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:
@@ -44,27 +44,37 @@ def top_scores(scores: Sequence[torch.Tensor], keep: int, candidates: Sequence[t
         raise ValueError(f"keep={keep}: expected between 0 and the {total} scores")
     if keep == 0 or (keep == total and candidates is None):
         return [torch.full_like(score, keep > 0, dtype=torch.bool) for score in scores]
+    scores = [_dense(score) for score in scores]
+    may = [None] * len(scores) if candidates is None else [_laid_out_like(*pair) for pair in zip(candidates, scores, strict=True)]
     wide = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
-    exact = [score.to(wide) for score in scores]
-    allowed = (
-        [None] * len(exact) if candidates is None else [_laid_out_like(*pair) for pair in zip(candidates, exact, strict=True)]
-    )
-    threshold, ties, equal = _threshold(exact, allowed, keep, total)
-    masks = []
-    for score, may in zip(exact, allowed, strict=True):
-        mask = score >= threshold
-        if may is not None:
-            mask &= may.bool()
-        if equal > ties:
-            tied = mask & (score == threshold)
-            count = count_kept(tied)
-            if count > ties:
-                row_major = tied.reshape(-1)
-                mask &= ~(row_major & (row_major.cumsum(0) > ties)).view(tied.shape)
-            ties -= min(count, ties)
-            equal -= count
-        masks.append(mask)
+    chosen = _by_bracket(scores, may, keep, total, wide) if total > MANY_SCORES else None
+    masks, threshold, ties, equal = chosen or _by_digits(scores, may, keep, wide)
+    for mask, score in zip(masks, scores, strict=True):
+        if equal <= ties:
+            break
+        tied = mask & (score.to(wide) == threshold)
+        count = count_kept(tied)
+        if count > ties:
+            row_major = tied.reshape(-1)
+            mask &= ~(row_major & (row_major.cumsum(0) > ties)).view(tied.shape)
+        ties -= min(count, ties)
+        equal -= count
     return masks
+
+
+class _Chosen(NamedTuple):
+    """Masks of all scores that reach the threshold, how many equal to it are to be kept, and how many there are."""
+
+    masks: list[torch.Tensor]
+    threshold: float
+    ties: int
+    equal: int
+
+
+def _dense(score: torch.Tensor) -> torch.Tensor:
+    """The tensor without gaps and repetitions in memory, so that all that is made like it has its strides."""
+    score = score.detach()
+    return score if torch.empty_like(score, device="meta").stride() == score.stride() else score.contiguous()
 
 
 def _laid_out_like(candidates: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
@@ -73,43 +83,44 @@ def _laid_out_like(candidates: torch.Tensor, score: torch.Tensor) -> torch.Tenso
     return torch.empty_like(score, dtype=torch.bool).copy_(candidates)
 
 
-def _threshold(
-    scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor | None], keep: int, total: int
-) -> tuple[float, int, int]:
-    """The lowest score that is kept, how many equal to it are kept, and how many there are."""
+def _by_bracket(
+    scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor | None], keep: int, total: int, wide: torch.dtype
+) -> _Chosen | None:
+    """By bounds from a sample; None where the sample misled, or the scores cannot be told apart by it."""
     rows = [flat(score) for score in scores]
     may = [None if own is None else flat(own) for own in candidates]
-    near = _near_threshold(rows, may, keep, total) if total > MANY_SCORES else None
-    parts, k = near or ([part if own is None else part[own != 0] for part, own in zip(rows, may, strict=True)], keep)
-    return _kth_largest(parts, k)
-
-
-def _near_threshold(
-    scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor | None], keep: int, total: int
-) -> tuple[list[torch.Tensor], int] | None:
-    """The scores between two bounds that enclose the threshold, and its rank among them; None where the sample misled."""
-    step = max(sum(score.numel() for score in scores) // SAMPLE, 4)
-    sample = torch.cat(
-        [score[::step] if may is None else score[::step][may[::step] != 0] for score, may in zip(scores, candidates, strict=True)]
-    )
-    size, share = sample.numel(), keep / total
-    # Five standard deviations of the rank that the threshold has in a random sample.
-    margin = 5.0 * math.sqrt(size * share * (1.0 - share)) + 8.0
-    ranks = [math.floor(size * (1.0 - share) + sign * margin) for sign in (-1, 1)]
-    low = float(sample.kthvalue(ranks[0]).values) if ranks[0] >= 1 else -math.inf
-    high = float(sample.kthvalue(ranks[1]).values) if ranks[1] <= size else math.inf
+    low, high = bracket(rows, may, keep, total)
     if low == high:
         return None
-    above, near = 0, []
-    for score, may in zip(scores, candidates, strict=True):
-        within, beyond = score >= low, score > high
-        if may is not None:
-            within &= may.bool()
-            beyond &= within
-        above += count_kept(beyond)
-        within ^= beyond
-        near.append(score[_positions(within)])
-    return (near, keep - above) if 0 < keep - above <= sum(part.numel() for part in near) else None
+    parts, most = [], total // 8
+    for row, own in zip(rows, may, strict=True):
+        part = split(row, own, low, high, most)
+        if part is None:
+            return None
+        parts.append(part)
+        most -= part.near.numel()
+    values = [row[part.near].to(wide) for row, part in zip(rows, parts, strict=True)]
+    rank = keep - sum(part.above for part in parts)
+    if not 0 < rank <= sum(value.numel() for value in values):
+        return None
+    threshold, ties, equal = _kth_largest([torch.cat(values)], rank)
+    for part, value in zip(parts, values, strict=True):
+        part.beyond[part.near] = value >= threshold
+    return _Chosen([flat_like(part.beyond, score) for part, score in zip(parts, scores, strict=True)], threshold, ties, equal)
+
+
+def _by_digits(
+    scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor | None], keep: int, wide: torch.dtype
+) -> _Chosen:
+    """By counting all scores."""
+    exact = [score.to(wide) for score in scores]
+    allowed = [None if own is None else own.bool() for own in candidates]
+    parts = [flat(score) if own is None else score[own] for score, own in zip(exact, allowed, strict=True)]
+    threshold, ties, equal = _kth_largest(parts, keep)
+    masks = [score >= threshold for score in exact]
+    return _Chosen(
+        [mask if own is None else mask & own for mask, own in zip(masks, allowed, strict=True)], threshold, ties, equal
+    )
 
 
 def _kth_largest(scores: Sequence[torch.Tensor], k: int) -> tuple[float, int, int]:
@@ -149,13 +160,6 @@ def _score(bits: torch.Tensor) -> float:
     """The score of such an integer."""
     floating, sign = (torch.float64, 63) if bits.dtype == torch.int64 else (torch.float32, 31)
     return float((bits ^ ((bits >> sign) & torch.iinfo(bits.dtype).max)).view(floating))
-
-
-def _positions(mask: torch.Tensor) -> torch.Tensor:
-    """Indices of the true entries of a one-dimensional bool tensor; NumPy finds few of them four times faster than torch."""
-    if mask.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(mask.numpy()))
-    return mask.nonzero().squeeze(1)
 
 
 def count_kept(mask: torch.Tensor) -> int:

@@ -136,7 +136,7 @@ class Movement:
             LayerState(
                 self._weights[position].name,
                 self._weights[position].tensor.detach(),
-                masks[position].bool(),
+                masks[position],
                 gradients[position],
                 keyed_generator(self._seed, step, self._weights[position].name),
                 momentum[position],

@@ -7,15 +7,42 @@ from typing import Any
 
 import torch
 
+from sparsebench.sparsifiers.masked.masking import multiply
 from sparsebench.sparsifiers.masked.placement import local
 
-__all__ = ["clean_optimizer_state"]
+__all__ = ["clean_optimizer_state", "treats_weights_alone"]
+
+# What these do to a weight depends on the gradient and the state of no other.
+EACH_ALONE = frozenset(
+    [
+        torch.optim.SGD,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.NAdam,
+        torch.optim.RAdam,
+        torch.optim.Adamax,
+        torch.optim.Adagrad,
+        torch.optim.RMSprop,
+        torch.optim.Rprop,
+        torch.optim.Adadelta,
+    ]
+)
 
 # State entries that do not begin at zero: where an optimizer keeps them, and the option that they begin at.
 NONZERO_BEGINNINGS: dict[tuple[type[torch.optim.Optimizer], str], str] = {
     (torch.optim.Rprop, "step_size"): "lr",
     (torch.optim.Adagrad, "sum"): "initial_accumulator_value",
 }
+
+
+def treats_weights_alone(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether gradients and state of dropped weights cannot reach those that are kept; by exact type, as a subclass may differ.
+
+    Example:
+        >>> treats_weights_alone(torch.optim.SGD([torch.zeros(1)], lr=0.1))
+        True
+    """
+    return type(optimizer) in EACH_ALONE
 
 
 def clean_optimizer_state(
@@ -29,8 +56,8 @@ def clean_optimizer_state(
     Args:
         optimizer: Any torch optimizer.
         parameters: The weights, as in the optimizer.
-        keep: For each weight a tensor of its shape (of this process's rows, where it is spread over processes) and dtype: 1 where
-            the memory stays, 0 where it is cleaned.
+        keep: For each weight a tensor of its shape (of this process's rows, where it is spread over processes) and dtype, or of
+            bytes: 1 where the memory stays, 0 where it is cleaned.
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         optimizer.state.clear()
@@ -51,6 +78,6 @@ def _beginning(optimizer: torch.optim.Optimizer, options: dict[str, Any], name: 
 
 def _clean(value: torch.Tensor, kept: torch.Tensor, beginning: float) -> None:
     if beginning == 0.0:
-        value.mul_(kept)
+        multiply([value], [kept])
     else:
         value.copy_(torch.where(kept.bool(), value, beginning))

@@ -24,21 +24,22 @@ def any_sharded(matrices: Sequence[WeightMatrix]) -> bool:
     return any(is_sharded(matrix.weight.parameter) for matrix in matrices)
 
 
-def place(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A tensor where this process's part of a weight is: its rows, dtype, device and memory format; itself where it has them.
+def place(tensor: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor where this process's part of a weight is: its rows, device and memory format; itself where it has them.
 
     Args:
         tensor: Of the full shape, the same in every process, or this process's rows already.
         weight: The weight.
+        dtype: What the tensor is converted to.
     """
     own = local(weight)
     if tensor.shape != own.shape:
         from sparsebench.sparsifiers.masked.sharded import local_rows
 
         tensor = local_rows(tensor, _sharded(weight))
-    if (tensor.dtype, tensor.device, tensor.stride()) == (own.dtype, own.device, own.stride()):
+    if (tensor.dtype, tensor.device, tensor.stride()) == (dtype, own.device, own.stride()):
         return tensor
-    return torch.empty_like(own, requires_grad=False).copy_(tensor)
+    return torch.empty_like(own, dtype=dtype, requires_grad=False).copy_(tensor)
 
 
 def whole(tensor: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ class LayerState:
     Attributes:
         name: The weight's parameter name.
         weight: The values that compete; under the policy "returning" dropped weights are there with the values they had.
-        mask: The mask so far, bool, True where kept.
+        kept: The mask so far, of any dtype, nonzero where a weight is kept.
         gradient: The gradient of the last step, zero where the mask dropped the weight; None before the first step. A score
             that regrows weights is given the dense gradient of the step instead.
         generator: A generator (on the CPU) of this layer's and this update's own, for scores that draw random numbers.
@@ -31,10 +31,15 @@ class LayerState:
 
     name: str
     weight: torch.Tensor
-    mask: torch.Tensor
+    kept: torch.Tensor
     gradient: torch.Tensor | None
     generator: torch.Generator
     momentum: torch.Tensor | None = None
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """The mask so far, bool, True where kept: made when a score asks for it, since few do."""
+        return self.kept.bool()
 
 
 Score: TypeAlias = Callable[[LayerState], torch.Tensor]
