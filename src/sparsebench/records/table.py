@@ -101,9 +101,25 @@ def read_imported(directory: Path) -> list[dict[str, Any]]:
         return []
     try:
         with path.open("rb") as stream:
-            rows: list[dict[str, Any]] = pq.read_table(stream, schema=RESULTS_SCHEMA).to_pylist()
+            table = pq.read_table(stream, schema=RESULTS_SCHEMA)  # a column that it lacks is read as nulls
     except (OSError, pa.ArrowException) as error:
         raise SparsebenchError(f"{path} cannot be read: {_first_line(error)}; delete it and import again") from error
+    for column in (
+        "run_id",
+        "source",
+        "workload",
+        "method",
+        "configuration",
+        "seed",
+        "sparsity",
+        "split",
+        "metric",
+        "value",
+        "config",
+    ):
+        if table[column].null_count:
+            raise SparsebenchError(f"{path} holds no imported runs: column {column!r} lacks values; delete it and import again")
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 

@@ -6,6 +6,7 @@ import csv
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ __all__ = ["SOURCE", "ImportedRun", "read_result_file"]
 
 SOURCE = "gale2019"
 """What the column `source` says of runs that the authors of the study made."""
+
+_SHOWN = 60  # letters of a strange column's name that a message quotes
 
 
 @dataclass(frozen=True)
@@ -157,11 +160,11 @@ def _layout(path: Path, header: Sequence[str]) -> Layout:
     unknown = [column for column in header if column.casefold() not in known]
     missing = [column for column in nearest.columns if column.casefold() not in found]
     if unknown:
-        problem = f"unknown column {unknown[0]!r}"
+        problem = f"unknown column {unknown[0][:_SHOWN]!r}"
     elif missing:
         problem = f"column {missing[0]!r} is missing"
     else:
-        moved = next(column for column, other in zip(header, [*known, ""], strict=False) if column.casefold() != other)
+        moved = next(column for column, other in zip_longest(header, known, fillvalue="-") if column.casefold() != other)
         problem = f"column {moved!r} is not in its place"
     expected = ",".join(nearest.columns)
     raise SparsebenchError(f"{path}: {problem}; the layout most like it is {name}: {expected}")
