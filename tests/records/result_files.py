@@ -13,6 +13,7 @@ L0 = "initial_log_alpha,l0_norm_weight,label_smoothing,weight_decay,global_spars
 BASELINES = "Accuracy,Training Steps,Batch Size"
 LOTTERY = "begin,end,freq,label smoothing,sparsity,accuracy"
 SCRATCH = "sparsity,time multiplier,,begin,end,freq,label smoothing,accuracy"
+SCRATCH_NAMED = SCRATCH.replace("multiplier,,", "multiplier,init method,")
 SCRATCH_WIDE = (
     "sparsity,time multiplier,init method,begin,end,freq,label smoothing,Run 1,Run 2,Run 3,Run 4,Run 5,Run 6,Run 7,Run 8,Run 9"
 )
@@ -44,6 +45,7 @@ ALL: dict[str, tuple[str, ...]] = {
         "0.5,2,baseline,20000,40000,4000,0.1,0.709",
         "0.5,1,baseline,20000,40000,4000,0.1,0.701",
     ),
+    "rn50_scratch_lr_continual_decay.csv": (SCRATCH_NAMED, "0.7,2,sparse,8000,40000,8000,0.1,0.6688"),
     "rn50_scratch_lr_scaled.csv": (SCRATCH_WIDE, "0.5,1,baseline,4,10,2,0.1,.71,.72,.73,.74,.75,.76,.77,.78,.79"),
     "transformer_baselines.csv": (TRANSFORMER_BASELINES, "transformer_base,27.13,500000,2048,translate_ende_wmt32k_packed"),
     "transformer_magnitude_pruning.csv": (

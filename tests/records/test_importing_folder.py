@@ -63,7 +63,7 @@ def own_run(directory: Path, workload: str) -> None:
 
 def test_all_files_at_once_become_one_table(tmp_path: Path) -> None:
     files = write_all(tmp_path / "files")
-    runs = 3 + 2 + 1 + 1 + 2 + 2 + 3 + 9 + 1 + 2 + 1 + 1 + 1 + 2 + 1 + 1
+    runs = 3 + 2 + 1 + 1 + 2 + 2 + 3 + 1 + 9 + 1 + 2 + 1 + 1 + 1 + 2 + 1 + 1
     assert import_files(files, tmp_path / "out") == ImportSummary(runs=runs, rows=runs + 10, new_runs=runs)
     answer = query(
         tmp_path / "out",

@@ -105,6 +105,27 @@ EXPECTED: dict[str, list[Expected]] = {
         ("scratch-b", 0, 0.5, 0.5, None, 70.9, 256000, SCRATCH_SETTINGS | {"time_multiplier": 2, "initialization": "baseline"}),
         ("scratch-e", 0, 0.5, 0.5, None, 70.1, 128000, SCRATCH_SETTINGS | {"time_multiplier": 1, "initialization": "baseline"}),
     ],
+    "rn50_scratch_lr_continual_decay.csv": [
+        (
+            "scratch-b",
+            0,
+            0.7,
+            0.7,
+            None,
+            66.88,
+            256000,
+            pruned(
+                8000,
+                40000,
+                8000,
+                0.1,
+                sparsity=0.7,
+                learning_rate_schedule="continual_decay",
+                time_multiplier=2,
+                initialization="sparse",
+            ),
+        )
+    ],
     "rn50_scratch_lr_scaled.csv": [
         (
             "scratch-e",
@@ -283,6 +304,7 @@ FROZEN = {
     "rn50_l0_regularization.csv": "d1f14b39a539a4b7",
     "rn50_lottery_ticket.csv": "08f553fa77b4c9c4",
     "rn50_scratch_lr_constant_decay.csv": "7dd79129fd143054",
+    "rn50_scratch_lr_continual_decay.csv": "a45f5d5dcdf6a911",
     "rn50_scratch_lr_scaled.csv": "88e3d59c5bc040e4",
     "transformer_baselines.csv": "535e442916de6089",
     "transformer_magnitude_pruning.csv": "c589538debdd834d",

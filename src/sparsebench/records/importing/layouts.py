@@ -222,6 +222,7 @@ LAYOUTS: Mapping[str, Layout] = {
         target=_stated,
     ),
     "ResNet-50 scratch": _scratch_resnet50("", ("accuracy",)),  # the column of the initialization has no name
+    "ResNet-50 scratch, initialization named": _scratch_resnet50("init method", ("accuracy",)),
     "ResNet-50 scratch, nine runs a line": _scratch_resnet50("init method", _REPLICATES),
     "Transformer baselines": Layout(
         columns=("Tensor2Tensor HParams", "MOSES BLEU", "Training Steps", "Batch Size", "Dataset"),
