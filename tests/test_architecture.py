@@ -92,6 +92,7 @@ def test_parts_without_torch_do_not_import_it(name: str) -> None:
     [
         "sparsebench",
         "sparsebench.cli",
+        "sparsebench.records.importing.results_folder",
         "sparsebench.records.query",
         "sparsebench.records.run_folder",
         "sparsebench.analysis.page",

@@ -1,4 +1,4 @@
-"""The command line: train, study run, report, list, sql, compress, inspect, decompress."""
+"""The command line: train, study run, import, report, list, sql, compress, inspect, decompress."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ValueType(str, Enum):
 
 
 Out = Annotated[Path, typer.Option("--out", help="Results folder; made where it is missing.", show_default=True)]
-Directory = Annotated[Path, typer.Argument(help="Results folder, as `sparsebench study run` or `sparsebench train` made it.")]
+Directory = Annotated[Path, typer.Argument(help="Results folder, as `sparsebench study run`, `train` or `import` made it.")]
 
 
 @app.command()
@@ -139,6 +139,25 @@ def study_run(
         raise typer.Exit(1)
 
 
+@app.command("import")
+def import_(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="CSV files that Gale et al. published; keep their names.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Results folder, one for each workload; made where it is missing.")],
+) -> None:
+    """Add the published results of Gale, Elsen and Hooker 2019 (arXiv:1902.09574) to a results folder.
+
+    Example: sparsebench import rn50_magnitude_pruning.csv rn50_random_pruning.csv --out runs/gale2019-resnet50
+
+    Their rows have the source gale2019 and the split test, their only one. What the folder holds already is not added twice.
+    """
+    from sparsebench.records.importing.results_folder import import_files
+
+    summary = import_files(files, out)
+    terminal.say(f"{summary.runs:,} runs ({summary.rows:,} evaluations) read, {summary.new_runs:,} of them new; results: {out}")
+
+
 @app.command()
 def report(
     directory: Directory,
@@ -182,7 +201,9 @@ def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> Non
 @app.command()
 def sql(
     directory: Directory,
-    statement: Annotated[str, typer.Argument(help="One query in DuckDB's dialect over the tables `results` and `layers`.")],
+    statement: Annotated[
+        str, typer.Argument(help="One query in DuckDB's dialect over the tables `results`, `layers` and `published`.")
+    ],
 ) -> None:
     """Query the table over all runs.
 

@@ -2,7 +2,8 @@
 
 The value of a method at sparsity s is that of its best point with sparsity at least s, chosen on the validation split,
 reported on the test split, over seeds. A point is a configuration (all settings but the seed) and, where the method
-has one, a threshold.
+has one, a threshold. Imported results have one split only, which both chooses their points and reports them, as their
+authors did.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from sparsebench.analysis.statistics import Estimate, estimate, mean
 from sparsebench.analysis.study_data import StudyData, load_study
 from sparsebench.errors import SparsebenchError
+from sparsebench.records.schema import OWN_SOURCE
 
 __all__ = [
     "DENSE",
@@ -148,6 +150,8 @@ def find_points(data: StudyData) -> tuple[tuple[Point, ...], int]:
                 f"(run {run_id}): remove the copy, it is no replicate"
             )
         splits[split] = (float(sparsity), float(value))
+        if data.source != OWN_SOURCE:
+            splits["validation"] = splits["test"]
     points = []
     incomplete = 0
     for key in sorted(values, key=_sort_key):

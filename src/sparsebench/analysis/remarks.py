@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sparsebench.analysis.frontiers import DENSE, Frontiers
-from sparsebench.analysis.study_data import StudyData
+from sparsebench.analysis.study_data import StudyData, known_steps
 from sparsebench.analysis.wording import asked, count, listing, spread
+from sparsebench.records.schema import OWN_SOURCE
 
 __all__ = ["remarks", "summary"]
 
@@ -19,9 +20,10 @@ def summary(data: StudyData, frontiers: Frontiers) -> str:
     compared = "looks at one way" if len(methods) == 1 else f"compares {len(methods)} ways"
     subject = f"{compared} of making a network sparse ({listing(methods)})" if methods else "looks at dense networks only"
     baseline = " beside the dense network" if methods and frontiers.dense is not None else ""
-    steps = list(runs["steps"])
+    steps = known_steps(runs)
     run_each, seed_each = "each" if len(runs) > 1 else "", "each" if len(seeds) > 1 else ""
-    length = f"{spread(steps)} training {'step' if max(steps) == 1 else 'steps'} {run_each}".strip()
+    number, unit = (spread(steps), "step" if max(steps) == 1 else "steps") if steps else ("an unknown number of", "steps")
+    length = f"{number} training {unit} {run_each}".strip()
     replicates = f"{spread(list(seeds))} {'seed' if max(seeds) == 1 else 'seeds'} {seed_each}".strip()
     return (
         f"This page {subject}{baseline} on {data.note.workload}: {count(len(runs), 'finished run')} of {length}, "
@@ -56,6 +58,11 @@ def _progress(data: StudyData) -> Iterator[str]:
 
 
 def _sources(data: StudyData, frontiers: Frontiers) -> Iterator[str]:
+    if data.source != OWN_SOURCE:
+        yield (
+            f"These results are imported ({data.source}). They have one split, which both chose the values and reports them, so "
+            "the best values look a little better than they are; what the runs cost is unknown."
+        )
     if not data.has_study_file:
         yield (
             "This folder has no study.json: its runs were started one by one. What they were meant to compare is "
@@ -107,7 +114,7 @@ def _spread(frontiers: Frontiers) -> Iterator[str]:
 def _budget(data: StudyData) -> Iterator[str]:
     runs = data.results.drop_duplicates("run_id")
     if runs["steps"].nunique() > 1:
-        steps = spread(list(runs["steps"]))
+        steps = spread(known_steps(runs))
         yield f"Runs were trained for different numbers of steps ({steps}): longer training may explain differences."
     tried = runs[runs["method"] != DENSE].groupby("method")["configuration"].nunique()
     untuned = [str(method) for method, number in tried.items() if number == 1]

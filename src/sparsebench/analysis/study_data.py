@@ -15,7 +15,7 @@ from sparsebench.records.run_folder import RunFolder
 from sparsebench.records.schema import Fraction
 from sparsebench.records.table import open_tables, run_folders
 
-__all__ = ["Failure", "MethodNote", "StudyData", "StudyNote", "load_study"]
+__all__ = ["Failure", "MethodNote", "StudyData", "StudyNote", "known_steps", "load_study"]
 
 
 class MethodNote(BaseModel):
@@ -63,6 +63,7 @@ class StudyData:
         directory: The folder.
         note: What the study says about itself; made up from the table where there is no `study.json`.
         has_study_file: Whether there is one.
+        source: Who made the runs: `OWN_SOURCE`, or whose result files were imported.
         metric: The primary metric, higher is better.
         results: The table `results`.
         layers: The table `layers`.
@@ -73,6 +74,7 @@ class StudyData:
     directory: Path
     note: StudyNote
     has_study_file: bool
+    source: str
     metric: str
     results: pd.DataFrame
     layers: pd.DataFrame
@@ -84,15 +86,16 @@ def load_study(directory: Path) -> StudyData:
     """Read a results folder.
 
     Args:
-        directory: A folder written by `sparsebench study run` or `sparsebench train`.
+        directory: A folder written by `sparsebench study run`, `sparsebench train` or `sparsebench import`.
 
     Raises:
-        SparsebenchError: The folder holds no finished run, mixes workloads or metrics, or a file in it cannot be read.
+        SparsebenchError: The folder holds no finished run, mixes sources, workloads or metrics, or a file in it cannot be read.
     """
     tables = open_tables(directory)
     results = pd.read_parquet(tables.results)
     layers = pd.read_parquet(tables.layers)
     workload = _only(results["workload"], directory, "workload")
+    source = _only(results["source"], directory, "source")  # one method's runs of two makers would pass for one method
     metric = _only(results.loc[results["primary_metric"], "metric"], directory, "primary metric")
     written = _read_note(directory / "study.json")
     folders = run_folders(directory)
@@ -100,12 +103,22 @@ def load_study(directory: Path) -> StudyData:
         directory=directory,
         note=written or _note_from_table(directory, workload, results),
         has_study_file=written is not None,
+        source=source,
         metric=metric,
         results=results,
         layers=layers,
         failures=tuple(_failure(folder) for folder in folders if folder.status() == "failed"),
         unfinished=sum(folder.status() == "started" for folder in folders),
     )
+
+
+def known_steps(runs: pd.DataFrame) -> list[int]:
+    """The lengths of those runs whose length is known; of an imported run it may not be.
+
+    Args:
+        runs: Rows of the table `results`, one for each run.
+    """
+    return [int(steps) for steps in runs["steps"].dropna()]
 
 
 def _only(column: pd.Series[Any], directory: Path, what: str) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from sparsebench.analysis.frontiers import DENSE, Frontiers, Point, candidates
 from sparsebench.analysis.settings import varying_settings
 from sparsebench.analysis.statistics import mean
-from sparsebench.analysis.study_data import Failure, StudyData
+from sparsebench.analysis.study_data import Failure, StudyData, known_steps
 from sparsebench.analysis.wording import NOTHING, asked, count, duration, measured, memory, spread, value
 
 __all__ = [
@@ -157,9 +157,9 @@ def costs(data: StudyData) -> list[Cost]:
                 configurations=f"{runs['configuration'].nunique():,}",
                 points=f"{len(points):,}",
                 seeds=_or_nothing(spread, runs.groupby("configuration")["seed"].nunique()),
-                steps=_or_nothing(spread, runs["steps"]),
-                total=_or_nothing(lambda seconds: duration(sum(seconds)), runs["seconds"]),
-                mean=_or_nothing(lambda seconds: duration(mean(seconds)), runs["seconds"]),
+                steps=_or_nothing(spread, known_steps(runs)),
+                total=_or_nothing(lambda seconds: duration(sum(seconds)), runs["seconds"].dropna()),
+                mean=_or_nothing(lambda seconds: duration(mean(seconds)), runs["seconds"].dropna()),
                 memory=memory(mean(float(size) for size in known) if len(known) else None),
             )
         )

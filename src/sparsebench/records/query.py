@@ -1,4 +1,4 @@
-"""SQL over the tables of a results folder."""
+"""SQL over the tables of a results folder, and over the published values."""
 
 from __future__ import annotations
 
@@ -6,19 +6,23 @@ from pathlib import Path
 
 import duckdb
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.records.published.values import published_values
 from sparsebench.records.table import open_tables
 
 __all__ = ["query"]
 
 
 def query(directory: Path, sql: str) -> pd.DataFrame:
-    """Answer a SQL query (DuckDB's dialect) over the tables `results` and `layers` of a results folder.
+    """Answer a SQL query (DuckDB's dialect) over the tables `results` and `layers` of a results folder, and `published`.
+
+    `published` holds the values that papers print, each with its citation: the same in every folder.
 
     Args:
-        directory: A folder written by `sparsebench study run` or `sparsebench train`.
+        directory: A folder written by `sparsebench study run`, `sparsebench train` or `sparsebench import`.
         sql: One query, such as `select method, max(value) from results where split = 'test' group by method`.
 
     Returns:
@@ -31,6 +35,7 @@ def query(directory: Path, sql: str) -> pd.DataFrame:
     with duckdb.connect() as connection:
         for name, path in (("results", tables.results), ("layers", tables.layers)):
             connection.register(name, pq.read_table(path))  # duckdb itself would read a * in the path as a pattern
+        connection.register("published", pa.Table.from_pylist([value.model_dump() for value in published_values()]))
         try:
             relation = connection.sql(sql)
             if relation is None:

@@ -8,7 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["LayerRecord", "PointRecord", "RunRecord", "canonical_json", "short_hash"]
+__all__ = ["OWN_SOURCE", "LayerRecord", "PointRecord", "RunRecord", "canonical_json", "short_hash"]
+
+OWN_SOURCE = "sparsebench"
+"""The `source` of runs that this package made."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -56,7 +59,7 @@ class RunRecord(_Record):
 
     format: Literal[1] = 1
     run_id: str
-    source: str = "sparsebench"
+    source: str = OWN_SOURCE
     config: dict[str, Any]
     workload: str
     method: str

@@ -1,4 +1,4 @@
-"""The tables over all runs of a folder, kept as Parquet and made again when a run was added, changed or removed."""
+"""The tables over all runs of a folder, imported ones too, kept as Parquet and made again when a run came, changed or went."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.records.schema import RunRecord, canonical_json, short_hash
 
-__all__ = ["LAYERS_SCHEMA", "RESULTS_SCHEMA", "Tables", "open_tables", "run_folders"]
+__all__ = ["LAYERS_SCHEMA", "RESULTS_SCHEMA", "Tables", "imported_path", "open_tables", "read_imported", "run_folders"]
 
 RESULTS_SCHEMA = pa.schema(
     [
         ("run_id", pa.string()),
         ("study", pa.string()),
-        ("source", pa.string()),
+        ("source", pa.string()),  # who made the run: schema.OWN_SOURCE, or whose result file it was imported from
         ("workload", pa.string()),
         ("method", pa.string()),
         ("configuration", pa.string()),  # hash of the configuration without its seed: equal for replicates
@@ -70,7 +70,7 @@ class Tables:
 
 
 def run_folders(directory: Path) -> list[RunFolder]:
-    """The run folders of a results folder, in order of their ids.
+    """The run folders of a results folder, in order of their ids; none where all its results are imported.
 
     Raises:
         SparsebenchError: `directory` holds no runs.
@@ -79,32 +79,79 @@ def run_folders(directory: Path) -> list[RunFolder]:
         raise SparsebenchError(f"no such results folder: {directory}")
     runs = directory / "runs"
     if not runs.is_dir():
+        if imported_path(directory).exists():
+            return []
         raise SparsebenchError(f"{directory} holds no runs: expected a folder {runs}; `sparsebench study run` makes one")
     return [RunFolder(path) for path in sorted(runs.iterdir()) if path.is_dir()]
+
+
+def imported_path(directory: Path) -> Path:
+    """Where a results folder keeps the rows of imported runs: Parquet with the columns of `RESULTS_SCHEMA`."""
+    return directory / "imported.parquet"
+
+
+def read_imported(directory: Path) -> list[dict[str, Any]]:
+    """The rows of the imported runs of a results folder; what their files did not tell is None.
+
+    Raises:
+        SparsebenchError: The file of imported runs cannot be read.
+    """
+    path = imported_path(directory)
+    if not path.exists():
+        return []
+    try:
+        with path.open("rb") as stream:
+            table = pq.read_table(stream, schema=RESULTS_SCHEMA)  # a column that it lacks is read as nulls
+    except (OSError, pa.ArrowException) as error:
+        raise SparsebenchError(f"{path} cannot be read: {_first_line(error)}; delete it and import again") from error
+    for column in (
+        "run_id",
+        "source",
+        "workload",
+        "method",
+        "configuration",
+        "seed",
+        "sparsity",
+        "split",
+        "metric",
+        "value",
+        "config",
+    ):
+        if table[column].null_count:
+            raise SparsebenchError(f"{path} holds no imported runs: column {column!r} lacks values; delete it and import again")
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
 
 
 def open_tables(directory: Path) -> Tables:
     """Bring the Parquet tables of a results folder up to date and tell where they are.
 
-    The tables are a copy of what the `result.json` files say, and are made again whenever those changed.
+    The tables are a copy of what the `result.json` files and the file of imported runs say, and are made again whenever
+    those changed.
 
     Args:
-        directory: A folder written by `sparsebench study run` or `sparsebench train`.
+        directory: A folder written by `sparsebench study run`, `sparsebench train` or `sparsebench import`.
 
     Raises:
         SparsebenchError: The folder holds no finished run, or a record in it cannot be read.
     """
     finished = [folder for folder in run_folders(directory) if folder.status() == "finished"]
-    if not finished:
+    if not finished and not imported_path(directory).exists():
         raise SparsebenchError(f"{directory} holds no finished run yet")
     study = _study_name(directory)
-    fingerprint = _fingerprint(finished, study)
+    fingerprint = _fingerprint(finished, imported_path(directory), study)
     tables = Tables(directory / "results.parquet", directory / "layers.parquet")
     if _stored_fingerprint(tables.results) == fingerprint == _stored_fingerprint(tables.layers):
         return tables
     records = [folder.read_result() for folder in finished]
-    _write(tables.results, RESULTS_SCHEMA, (row for record in records for row in _result_rows(record, study)), fingerprint)
-    _write(tables.layers, LAYERS_SCHEMA, (row for record in records for row in _layer_rows(record)), fingerprint)
+    results = [row for record in records for row in _result_rows(record, study)]
+    results += [row | {"study": study} for row in read_imported(directory)]
+    _write(tables.results, RESULTS_SCHEMA, results, fingerprint)
+    _write(tables.layers, LAYERS_SCHEMA, [row for record in records for row in _layer_rows(record)], fingerprint)
     return tables
 
 
@@ -118,11 +165,14 @@ def _study_name(directory: Path) -> str | None:
     return str(name)
 
 
-def _fingerprint(finished: Iterable[RunFolder], study: str | None) -> bytes:
+def _fingerprint(finished: Iterable[RunFolder], imported: Path, study: str | None) -> bytes:
     digest = hashlib.sha256(f"2 {study}\n".encode())
     for folder in finished:
         status = folder.result_path.stat()
         digest.update(f"{folder.path.name} {status.st_mtime_ns} {status.st_size}\n".encode())
+    if imported.exists():
+        status = imported.stat()
+        digest.update(f"{imported.name} {status.st_mtime_ns} {status.st_size}\n".encode())
     return digest.hexdigest().encode()
 
 
@@ -134,8 +184,8 @@ def _stored_fingerprint(path: Path) -> bytes | None:
     return metadata.get(b"sparsebench.fingerprint")
 
 
-def _write(path: Path, schema: pa.Schema, rows: Iterator[dict[str, Any]], fingerprint: bytes) -> None:
-    table = pa.Table.from_pylist(list(rows), schema=schema.with_metadata({b"sparsebench.fingerprint": fingerprint}))
+def _write(path: Path, schema: pa.Schema, rows: list[dict[str, Any]], fingerprint: bytes) -> None:
+    table = pa.Table.from_pylist(rows, schema=schema.with_metadata({b"sparsebench.fingerprint": fingerprint}))
     with atomic_file(path) as stream:
         pq.write_table(table, stream, compression="zstd")
 

@@ -1,0 +1,1 @@
+"""Values that papers print, as data with their citation, to set beside our own."""
