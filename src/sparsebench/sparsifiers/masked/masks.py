@@ -8,16 +8,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from sparsebench.sparsifiers.masked.bracket import bracket, split
-from sparsebench.sparsifiers.storage_order import flat, flat_like
+from sparsebench.sparsifiers.masked.bracket import bracket, kth_smallest, split
+from sparsebench.sparsifiers.storage_order import flat, flat_like, storage_order
 
 __all__ = ["count_kept", "order_preserving_bits", "pack", "top_scores", "unpack"]
 
 # Below this many candidates k-th value selection is faster than another pass of counting.
-FEW_CANDIDATES = 1 << 14
+FEW_CANDIDATES = 1 << 20
 DIGIT_BITS = 16
 # Above this many scores a sample says where the threshold lies, and only what is near it is looked at more closely.
-MANY_SCORES = 1 << 15
+MANY_SCORES = 1 << 13
 
 
 def top_scores(scores: Sequence[torch.Tensor], keep: int, candidates: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:
@@ -74,7 +74,12 @@ class _Chosen(NamedTuple):
 def _dense(score: torch.Tensor) -> torch.Tensor:
     """The tensor without gaps and repetitions in memory, so that all that is made like it has its strides."""
     score = score.detach()
-    return score if torch.empty_like(score, device="meta").stride() == score.stride() else score.contiguous()
+    expected = 1
+    for axis in reversed(storage_order(score)):
+        if score.shape[axis] != 1 and score.stride(axis) != expected:
+            return score.contiguous()
+        expected *= score.shape[axis]
+    return score
 
 
 def _laid_out_like(candidates: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
@@ -92,20 +97,21 @@ def _by_bracket(
     low, high = bracket(rows, may, keep, total)
     if low == high:
         return None
-    parts, most = [], total // 8
+    parts, most = [], max(total // 8, FEW_CANDIDATES)
     for row, own in zip(rows, may, strict=True):
         part = split(row, own, low, high, most)
         if part is None:
             return None
         parts.append(part)
         most -= part.near.numel()
-    values = [row[part.near].to(wide) for row, part in zip(rows, parts, strict=True)]
+    values = [row.index_select(0, part.near).to(wide) for row, part in zip(rows, parts, strict=True)]
     rank = keep - sum(part.above for part in parts)
     if not 0 < rank <= sum(value.numel() for value in values):
         return None
-    threshold, ties, equal = _kth_largest([torch.cat(values)], rank)
+    bound, ties, equal = _select(torch.cat(values), rank)
+    threshold = float(bound)
     for part, value in zip(parts, values, strict=True):
-        part.beyond[part.near] = value >= threshold
+        part.beyond.index_copy_(0, part.near, value >= threshold)
     return _Chosen([flat_like(part.beyond, score) for part, score in zip(parts, scores, strict=True)], threshold, ties, equal)
 
 
@@ -143,9 +149,14 @@ def _kth_largest(scores: Sequence[torch.Tensor], k: int) -> tuple[float, int, in
         # All digits are settled: the candidates left are equal, however many they are.
         threshold = next(part[:1] for part in candidates if part.numel())
         return _score(threshold), k, sum(part.numel() for part in candidates)
-    rest = torch.cat(candidates)
-    threshold = rest.kthvalue(rest.numel() - k + 1).values
-    return _score(threshold), k - int((rest > threshold).sum()), int((rest == threshold).sum())
+    threshold, ties, equal = _select(torch.cat(candidates), k)
+    return _score(threshold), ties, equal
+
+
+def _select(values: torch.Tensor, k: int) -> tuple[torch.Tensor, int, int]:
+    """The k-th largest value, how many equal to it are among the k largest, and how many there are."""
+    threshold = kth_smallest(values, values.numel() - k + 1)
+    return threshold, k - count_kept(values > threshold), count_kept(values == threshold)
 
 
 def order_preserving_bits(score: torch.Tensor) -> torch.Tensor:
