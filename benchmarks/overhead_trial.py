@@ -32,6 +32,7 @@ MASKED: dict[str, Callable[[], Sparsifier]] = {
     "magnitude, global, gone": lambda: _magnitude(allocation="global", policy="gone"),
     "magnitude, uniform, gone": lambda: _magnitude(allocation="uniform", policy="gone"),
     "magnitude, uniform, returning": lambda: _magnitude(allocation="uniform", policy="returning"),
+    "magnitude, uniform, gone, masks of bytes": lambda: _magnitude(allocation="uniform", policy="gone").keep_byte_masks(),
     "RigL": lambda: sparsebench.rigl(sparsity=SPARSITY, begin=FIRST, end=LAST, frequency=FREQUENCY),
 }
 STOCHASTIC: dict[str, Callable[[], Sparsifier]] = {
@@ -43,7 +44,7 @@ METHODS = MASKED | STOCHASTIC
 DENSE, CONTROL = "dense", "dense again (A/A control)"
 
 
-def _magnitude(**parts: Any) -> Sparsifier:
+def _magnitude(**parts: Any) -> sparsebench.MaskedSparsifier:
     return sparsebench.magnitude_pruning(
         sparsity=SPARSITY, begin=FIRST, end=LAST, frequency=FREQUENCY, initial_sparsity=SPARSITY - 0.01, **parts
     )
