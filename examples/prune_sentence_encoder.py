@@ -141,7 +141,7 @@ def main() -> None:
         # All linear layers but the last one; embeddings stay dense unless they are named.
         chosen = {"sparsity": sparsity, "layers": "!head"}
         one_shot = sparsebench.one_shot_pruning(**chosen)
-        one_shot.prepare(model := copy.deepcopy(tuned))
+        one_shot.prepare(copy.deepcopy(tuned))
         store(f"at-once-{100 * sparsity:.0f}", one_shot.finalize())
         begin, end, frequency = options.steps // 10, options.steps * 6 // 10, max(1, options.steps // 40)
         gradual = sparsebench.magnitude_pruning(**chosen, allocation="global", begin=begin, end=end, frequency=frequency)
