@@ -20,7 +20,7 @@ quickstart: .venv/.bench
 test: .venv/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --dist loadfile
 
-test-slow: .venv/.dev
+test-slow: .venv/.examples
 	$(BIN)/python -m pytest -m slow
 
 lint: .venv/.dev
@@ -38,6 +38,10 @@ clean:
 
 .venv/.bench: .venv/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	@touch $@
+
+.venv/.examples: .venv/.dev
+	$(BIN)/python -m pip install --quiet --editable ".[examples]"
 	@touch $@
 
 .venv/.dev: .venv/bin/python pyproject.toml

@@ -109,7 +109,7 @@ def accuracy(model: nn.Module, data: Names) -> float:
 def main() -> None:
     """Fine-tune dense; prune that at once, to be warned; fine-tune and prune together; compare accuracy and files."""
     parser = argparse.ArgumentParser(description="Fine-tune and prune a pretrained sentence encoder.")
-    parser.add_argument("--steps", type=int, default=200, help="steps of each training, at least 20 (default: 200)")
+    parser.add_argument("--steps", type=int, default=100, help="steps of each training, at least 20 (default: 100)")
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.5, 0.8, 0.9], help="default: 0.5 0.8 0.9")
     parser.add_argument("--out", type=Path, default=Path("runs/prune_sentence_encoder"), help="folder for the networks' files")
     options = parser.parse_args()

@@ -41,17 +41,21 @@ def plan_runs(study: Study) -> list[RunConfig]:
         check_setting_names(study.settings)
     except SparsebenchError as error:
         raise SparsebenchError(f"{study.where('settings')}: {error}") from error
-    plans = [_settings_of(study, grid) for grid in study.methods]
-    configs: dict[str, RunConfig] = {}
-    for seed in study.seeds:
-        for grid, combinations in zip(study.methods, plans, strict=True):
-            for parameters, settings in combinations:
-                try:
-                    config = resolve(study.workload, grid.method, parameters, settings, seed)
-                except SparsebenchError as error:
-                    raise SparsebenchError(f"{study.source}, line {grid.line}: {grid.method}: {error}") from error
-                configs.setdefault(config.run_id, config)
-    return list(configs.values())
+    firsts: dict[str, RunConfig] = {}
+    for grid in study.methods:
+        for config in _resolved(study, grid):
+            firsts.setdefault(config.run_id, config)
+    # Nothing but the seed tells replicates apart.
+    return [config.model_copy(update={"seed": seed}) for seed in study.seeds for config in firsts.values()]
+
+
+def _resolved(study: Study, grid: MethodGrid) -> Iterator[RunConfig]:
+    """A method's configurations, at the first seed."""
+    for parameters, settings in _settings_of(study, grid):
+        try:
+            yield resolve(study.workload, grid.method, parameters, settings, study.seeds[0])
+        except SparsebenchError as error:
+            raise SparsebenchError(f"{study.source}, line {grid.line}: {grid.method}: {error}") from error
 
 
 def _settings_of(study: Study, grid: MethodGrid) -> list[tuple[dict[str, Any], dict[str, Any]]]:

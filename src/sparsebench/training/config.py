@@ -63,12 +63,16 @@ def method_parameters(method: Method) -> dict[str, inspect.Parameter]:
 
 def takes_sequence(method: Method, name: str) -> bool:
     """Whether an argument of a method is itself a sequence, so that a list is one value of it."""
+    return _takes_sequence(method.build, name)
 
+
+@functools.cache
+def _takes_sequence(build: Callable[..., Sparsifier], name: str) -> bool:
     def is_sequence(hint: Any) -> bool:
         origin = typing.get_origin(hint)
         return origin in (Sequence, list, tuple) or (origin is not Mapping and any(map(is_sequence, typing.get_args(hint))))
 
-    return is_sequence(_hints(method.build).get(name))
+    return is_sequence(_hints(build).get(name))
 
 
 def resolve(
@@ -105,11 +109,20 @@ def resolve(
         recipe=recipe,
         seed=seed,
     )
-    sparsifier = build_sparsifier(config)  # it checks ranges
+    build_sparsifier(config)  # it checks ranges
     if _depends_on_layers(config):
-        with torch.random.fork_rng(devices=[]):
-            sparsifier.prepare(task.build_model())  # it checks that patterns match layers and that layers can have the structure
+        # Whether patterns match layers, and layers can have the structure, does not hang on when masks are updated.
+        timeless = {name: value for name, value in config.parameters.items() if _units(entry.build).get(name) != STEPS_UNIT}
+        kind = (task.name, task.revision, entry.build, canonical_json(timeless))
+        if kind not in _CHECKED_LAYERS:
+            with torch.random.fork_rng(devices=[]):
+                build_sparsifier(config).prepare(task.build_model())
+            _CHECKED_LAYERS.add(kind)
     return config
+
+
+# Configurations whose layers were checked, by all that the check depends on: a study has thousands that are alike in this.
+_CHECKED_LAYERS: set[tuple[str, int, Callable[..., Sparsifier], str]] = set()
 
 
 def build_sparsifier(config: RunConfig) -> Sparsifier:
@@ -126,7 +139,7 @@ def build_sparsifier(config: RunConfig) -> Sparsifier:
         if asked != here:
             raise SparsebenchError(f"{kind} {name!r} has revision {here}, the configuration is of revision {asked}: make it anew")
     arguments = dict(config.parameters)
-    for name, unit in _units(entry).items():
+    for name, unit in _units(entry.build).items():
         if unit == TIMES_ONE_OVER_N_UNIT and arguments.get(name) is not None:
             arguments[name] /= task.training_examples
     if "seed" in _signature(entry.build):
@@ -175,7 +188,7 @@ def _resolve_parameters(task: Workload, entry: Method, given: Mapping[str, Any],
     missing = [name for name in known if name not in values]
     if missing:
         raise SparsebenchError(f"method {entry.name!r} needs a value for {missing[0]!r}")
-    units = _units(entry)
+    units = _units(entry.build)
     steps_per_epoch = _steps_per_epoch(task, recipe.batch_size)
     resolved: dict[str, Any] = {}
     for name, value in values.items():
@@ -189,7 +202,7 @@ def _resolve_parameters(task: Workload, entry: Method, given: Mapping[str, Any],
         elif name == "layers" and callable(value):
             raise SparsebenchError("layers: expected name patterns; a function cannot be part of a configuration")
         else:
-            adapter: TypeAdapter[Any] = TypeAdapter(_hints(entry.build)[name])
+            adapter = _adapter(entry.build, name)
             checked = _validated(name, lambda adapter=adapter, value=value: adapter.validate_python(value))  # type: ignore[misc]
             _check_plain(name, value, checked, units.get(name))
             resolved[name] = adapter.dump_python(checked, mode="json")
@@ -201,7 +214,8 @@ def _check_plain(name: str, given: Any, checked: Any, unit: str | None) -> None:
     if isinstance(given, bool) and not isinstance(checked, bool):
         raise SparsebenchError(f"{name}={given!r}: expected a number")
     try:
-        canonical_json(checked)
+        if not isinstance(checked, (str, int)):
+            canonical_json(checked)
     except ValueError as error:
         raise SparsebenchError(f"{name}={given!r}: expected finite numbers") from error
     if unit == TIMES_ONE_OVER_N_UNIT and isinstance(checked, float) and checked < 0.0:
@@ -231,10 +245,13 @@ def _steps_per_epoch(task: Workload, batch_size: int) -> int:
     return max(task.training_examples // batch_size, 1)
 
 
+# What is read off a method's signature is the same for all of a study's thousands of configurations.
+@functools.cache
 def _signature(build: Callable[..., Sparsifier]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(build).parameters
 
 
+@functools.cache
 def _hints(build: Callable[..., Sparsifier]) -> dict[str, Any]:
     function = build.func if isinstance(build, functools.partial) else build
     hints = typing.get_type_hints(function, include_extras=True)
@@ -242,9 +259,15 @@ def _hints(build: Callable[..., Sparsifier]) -> dict[str, Any]:
     return {name: str | Sequence[str] | None if name == "layers" else hint for name, hint in hints.items()}
 
 
-def _units(entry: Method) -> dict[str, str]:
+@functools.cache
+def _adapter(build: Callable[..., Sparsifier], name: str) -> TypeAdapter[Any]:
+    return TypeAdapter(_hints(build)[name])
+
+
+@functools.cache
+def _units(build: Callable[..., Sparsifier]) -> dict[str, str]:
     """Units of the arguments that have one, from their annotations."""
-    hints = _hints(entry.build)
+    hints = _hints(build)
     return {
         name: hint.__metadata__[0]
         for name, hint in hints.items()
