@@ -29,6 +29,7 @@ def model():
 
 
 def test_the_table(model):
+    """PEERS 1 and 2: what is simulated stands beside what is there, and says that it is no measured speed."""
     assert str(report(model, torch.ones(2, 1000))).splitlines() == [
         "layer                                   type    shape      weights   zeros  sparsity      bytes  compressed"
         "  multiply-adds  simulated sparse",

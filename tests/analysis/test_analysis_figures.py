@@ -51,6 +51,7 @@ def test_layers_are_means_over_the_seeds_of_the_chosen_point(data):
 
 
 def test_points_are_drawn_at_their_measured_sparsity_with_their_settings(data):
+    """PEERS 23: every configuration tried is published, with settings and seeds."""
     frontiers = find_frontiers(data)
     curves = trade_off(frontiers, "accuracy")
     drawn = {trace.name: trace for trace in curves.figure.data if trace.mode == "markers"}

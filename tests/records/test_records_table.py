@@ -69,6 +69,7 @@ def write(directory: Path, *records: RunRecord) -> Path:
 
 
 def test_results_have_a_row_for_each_evaluation_split_and_metric(tmp_path: Path) -> None:
+    """PEERS 2 and 23: theoretical costs and measured seconds side by side, with the whole configuration and the seed."""
     one, other = record(), record(1, "variational-dropout", (3.0, 1.0), peak_memory_bytes=None, training_multiply_adds=None)
     write(tmp_path, one, other)
     (tmp_path / "study.json").write_text(json.dumps({"name": "mine"}))

@@ -53,6 +53,7 @@ def test_magnitude_beats_random(frontiers: Frontiers, sparsity: float, points: f
 
 @pytest.mark.parametrize(("method", "sparsity", "accuracy"), [("variational-dropout", 0.95, 97.0), ("l0", 0.90, 95.0)])
 def test_learned_sparsity_is_high_and_accurate(frontiers: Frontiers, method: str, sparsity: float, accuracy: float) -> None:
+    """PEERS 22: with the settings that the package ships."""
     point = value(frontiers, method, sparsity)
     assert point.sparsity >= sparsity
     assert point.test.mean >= accuracy

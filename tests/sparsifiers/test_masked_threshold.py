@@ -92,4 +92,5 @@ def test_kept_entries_are_counted_exactly(dtype):
 
 
 def test_more_than_16_million_kept_entries_are_counted_exactly():
+    """PEERS 17: float32 cannot count further than 16 M by ones."""
     assert count_kept(torch.ones((1 << 24) + 3)) == (1 << 24) + 3

@@ -105,6 +105,7 @@ def test_an_impossible_count_is_refused(keep):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_equal_scores_are_never_gathered_however_many_they_are(monkeypatch, dtype):
+    """PEERS 17: what a threshold needs beside the scores is bounded."""
     monkeypatch.setattr(masks, "FEW_CANDIDATES", 1 << 14)
     gathered, cat = [], torch.cat
     monkeypatch.setattr(torch, "cat", lambda parts: gathered.append(sum(part.numel() for part in parts)) or cat(parts))

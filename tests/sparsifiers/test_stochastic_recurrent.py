@@ -35,6 +35,7 @@ def converted(method, layer, **options):
 @both
 @kinds
 def test_training_pass_is_the_ordinary_layer_with_weights_sampled_once(auxiliary, method, kind):
+    """PEERS 15: recurrent layers break."""
     layer = kind(3, 4, num_layers=2, bidirectional=True, batch_first=True)
     ordinary = copy.deepcopy(layer)
     converted(method, layer)

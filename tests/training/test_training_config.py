@@ -68,6 +68,7 @@ FROZEN: list[tuple[str, dict[str, Any], dict[str, Any], int, str]] = [
 def test_ids_of_configurations_never_change(
     method: str, parameters: dict[str, Any], settings: dict[str, Any], seed: int, run_id: str
 ) -> None:
+    """PEERS 23: nothing that decides a result is left out of its configuration, or changes in silence."""
     config = resolve("digits", method, parameters, RECIPE | settings, seed)
     assert config.run_id == run_id, canonical_json(config.model_dump(mode="json"))
 

@@ -60,6 +60,7 @@ def add_workload() -> Iterator[Callable[[Workload], None]]:
 
 @pytest.mark.parametrize("technique", ["random, returning", "magnitude, gone", "variational dropout", "l0"])
 def test_same_configuration_gives_the_same_bits(tmp_path: Path, technique: str) -> None:
+    """PEERS 23: results that do not reproduce."""
     folders = [RunFolder(tmp_path / name) for name in ("one", "other")]
     outcomes = []
     for folder in folders:

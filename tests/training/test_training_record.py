@@ -33,6 +33,7 @@ with RunFolder(Path(sys.argv[1])).claim() as ours:
 
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_record_says_what_the_model_file_holds(tmp_path: Path, technique: str) -> None:
+    """PEERS 5 and 23: a run leaves a sparse file, with its configuration and metrics."""
     config = short(technique)
     folder = RunFolder(tmp_path / "run")
     record = train(config, folder)

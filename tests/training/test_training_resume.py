@@ -40,6 +40,7 @@ def resumed(technique: str, path: Path, stops: list[int]) -> dict[str, Any]:
 def test_run_stopped_after_every_other_step_ends_with_the_same_bits(
     undisturbed: tuple[str, dict[str, Any]], tmp_path: Path
 ) -> None:
+    """PEERS 4 and 7: optimizer, schedules, masks and noise go on where they were."""
     technique, expected = undisturbed
     # A stop at step k comes before the checkpoint of step k, so that the next process begins with step k.
     assert resumed(technique, tmp_path, list(range(1, STEPS + 1))) == expected
