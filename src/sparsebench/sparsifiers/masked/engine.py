@@ -21,8 +21,9 @@ from sparsebench.sparsifiers.masked.placement import as_spread, refuse_unshardab
 from sparsebench.sparsifiers.masked.regrowth import Regrowth
 from sparsebench.sparsifiers.masked.saved_masks import read_masks, write_masks
 from sparsebench.sparsifiers.masked.schedules import Schedule
-from sparsebench.sparsifiers.masked.scores import LayerState, Score
+from sparsebench.sparsifiers.masked.scores import LayerState, Score, random
 from sparsebench.sparsifiers.masked.structures import Element, Structure
+from sparsebench.sparsifiers.masked.trained_network import warn_of_random_masks
 from sparsebench.sparsifiers.named_weights import dropped_fraction, zero_dropped
 from sparsebench.sparsifiers.saved_state import check_saved_state, describe
 from sparsebench.sparsifiers.selection import WeightMatrix, by_parameter, matrices_of, select_weights, warn_of_dense
@@ -159,6 +160,8 @@ class MaskedSparsifier:
         self._movement = Movement(self._regrowth, self._structure, matrices, self._seed) if self._regrowth else None
         if self._schedule.updates_at(0):
             self._update()
+            if self._score is random:
+                warn_of_random_masks(model, self.sparsity)
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Follow the steps of `optimizer`; an earlier optimizer is let go of.
