@@ -28,7 +28,7 @@ PACKAGES = {
     "sparsebench": Package(("safetensors", "zstandard")),
     "torch-prune": Package(()),
     "torch-ao": Package(()),
-    "nncf": Package(("nncf==3.4.0",)),
+    "nncf": Package(("nncf==3.4.0", "torchao")),  # strip imports it, not declared
     "torch-pruning": Package(("torch-pruning==1.6.1",)),
     "sparselab": Package(("sparselab==0.2.2",)),
     "rigl-torch": Package(("rigl-torch==0.5.2", "torchvision")),  # imported, not declared

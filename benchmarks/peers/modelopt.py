@@ -15,6 +15,8 @@ class Adapter:
 
     def __init__(self, model, make_optimizer, sparsity, batch):
         self.model = mts.sparsify(model, mode="sparse_magnitude")
+        if not self._layers():
+            raise ValueError("refused: it skips every layer, sizes must be multiples of 8 outputs and 16 inputs")
         self.optimizer = make_optimizer(self.model.parameters())
 
     def step(self):
