@@ -33,7 +33,7 @@ PACKAGES = {
     "sparselab": Package(("sparselab==0.2.2",)),
     "rigl-torch": Package(("rigl-torch==0.5.2", "torchvision")),  # imported, not declared
     "sparsimony": Package(("sparsimony==0.1.0", "numpy<2")),
-    # Of 1.9.0, and of sparsezoo's 1.9.0 that 1.8.0 would bring, pip says "Failed building wheel: 'sparseml' has reached end-of-life".
+    # 1.9.0 and the sparsezoo 1.9.0 that 1.8.0 would bring fail to build: "has reached end-of-life and is no longer supported".
     "sparseml": Package(("sparseml[torch]==1.8.0", "sparsezoo==1.8.1", "numpy<2"), False),
     "lightning": Package(("lightning==2.6.6",)),
     "modelopt": Package(("nvidia-modelopt==0.47.0", "requests", "huggingface_hub")),  # imported, not declared
