@@ -34,7 +34,8 @@ PACKAGES = {
     "rigl-torch": Package(("rigl-torch==0.5.2", "torchvision")),  # imported, not declared
     "sparsimony": Package(("sparsimony==0.1.0", "numpy<2")),
     # 1.9.0 and the sparsezoo 1.9.0 that 1.8.0 would bring fail to build: "has reached end-of-life and is no longer supported".
-    "sparseml": Package(("sparseml[torch]==1.8.0", "sparsezoo==1.8.1", "numpy<2"), False),
+    # It imports pkg_resources, which setuptools 82 no longer has.
+    "sparseml": Package(("sparseml[torch]==1.8.0", "sparsezoo==1.8.1", "numpy<2", "setuptools<82"), False),
     "lightning": Package(("lightning==2.6.6",)),
     "modelopt": Package(("nvidia-modelopt==0.47.0", "requests", "huggingface_hub")),  # imported, not declared
 }
