@@ -23,7 +23,9 @@ class Adapter:
         self.optimizer.step()
 
     def _layers(self):
-        return {name: layer for name, layer in self.model.named_modules() if getattr(layer, "_weight_mask", None) is not None}
+        # A layer that it skips has no mask, or one that keeps everything.
+        masked = ((name, layer, getattr(layer, "_weight_mask", None)) for name, layer in self.model.named_modules())
+        return {name: layer for name, layer, mask in masked if mask is not None and not mask.all()}
 
     def weights(self):
         return {name: layer.weight.detach() for name, layer in self._layers().items()}
