@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import socket
+import textwrap
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -40,7 +41,8 @@ def findings(checks: dict[str, Callable[[], str]]) -> dict[str, str]:
             lines = str(problem).strip().splitlines() or [""]
             # What a process raised comes after its traceback.
             line = lines[-1] if isinstance(problem, torch.multiprocessing.ProcessRaisedException) else lines[0]
-            found[check] = f"fails: {type(problem).__name__}: {line}"[:200]
+            told = f"fails: {type(problem).__name__}: {line}".removesuffix(": ")
+            found[check] = textwrap.shorten(told, 130, placeholder=" ...")
     return found
 
 
