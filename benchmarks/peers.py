@@ -98,7 +98,7 @@ def _measure(chosen: argparse.Namespace, python: Path, name: str, section: str, 
 def show(record: dict[str, Any]) -> Iterator[str]:
     """The tables of what was measured."""
     yield "\n".join(f"- {fact}: {value}" for fact, value in record["facts"].items())
-    packages = record["packages"]
+    packages = {name: record["packages"][name] for name in PACKAGES if name in record["packages"]}
     yield "\n### Packages\n"
     yield table(["", "version", "torch", "what is measured"], [_about(name, found["about"]) for name, found in packages.items()])
     yield "\n### Checks, on the MLP (modelopt: on the small Transformer; channels_last: on ResNet-20)\n"
