@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from networks import NETWORKS, Network, loss_of
+from networks import NETWORKS, Batch, Network, loss_of
 from peer_trial import Pruned, asked_sparsity, load_adapter
 
 
@@ -47,8 +47,14 @@ def findings(checks: dict[str, Callable[[], str]]) -> dict[str, str]:
 
 
 def checked_network(package: ModuleType) -> Network:
-    """The network of the checks: small, and one that the package can prune."""
-    return NETWORKS[getattr(package, "CHECKED_ON", "mlp")]
+    """The network of the checks: small, with little data, and one that the package can prune."""
+    network = NETWORKS[getattr(package, "CHECKED_ON", "mlp")]
+
+    def batch() -> Batch:
+        whole = network.batch()
+        return Batch(tuple(tensor[:8] for tensor in whole.inputs), whole.targets[:8])
+
+    return network._replace(batch=batch)
 
 
 def count(package: ModuleType, network: Network) -> str:
