@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,11 @@ def run_trial(python: Path | str, script: str, arguments: Sequence[str], threads
         # What is freed goes back at once, so that peaks are those of what is in use. Times are taken with the default.
         **({"MALLOC_MMAP_THRESHOLD_": "65536"} if arguments[0].endswith("memory") else {}),
     }
-    command = [str(python), str(HERE / script), *arguments]
+    command = [str(Path(python).absolute()), str(HERE / script), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+        # Some packages write their logs where they run.
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout, cwd=folder)
     except subprocess.TimeoutExpired:
         raise TrialError(f"took longer than {timeout:.0f} s") from None
     lines = done.stdout.strip().splitlines()

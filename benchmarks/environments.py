@@ -28,16 +28,14 @@ PACKAGES = {
     "sparsebench": Package(("safetensors", "zstandard")),
     "torch-prune": Package(()),
     "torch-ao": Package(()),
-    "nncf": Package(("nncf==3.4.0",)),
+    "nncf": Package(("nncf==3.4.0", "torchao")),  # strip imports it, not declared
     "torch-pruning": Package(("torch-pruning==1.6.1",)),
     "sparselab": Package(("sparselab==0.2.2",)),
     "rigl-torch": Package(("rigl-torch==0.5.2", "torchvision")),  # imported, not declared
     "sparsimony": Package(("sparsimony==0.1.0", "numpy<2")),
-    "sparseml": Package(
-        ("sparseml[torch]==1.9.0", "numpy<2"),
-        False,
-        "1.9.0, the last release, is a stub whose setup stops with 'has reached end-of-life'",
-    ),
+    # 1.9.0 and the sparsezoo 1.9.0 that 1.8.0 would bring fail to build: "has reached end-of-life and is no longer supported".
+    # It imports pkg_resources, which setuptools 82 no longer has.
+    "sparseml": Package(("sparseml[torch]==1.8.0", "sparsezoo==1.8.1", "numpy<2", "setuptools<82"), False),
     "lightning": Package(("lightning==2.6.6",)),
     "modelopt": Package(("nvidia-modelopt==0.47.0", "requests", "huggingface_hub")),  # imported, not declared
 }

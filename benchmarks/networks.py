@@ -199,9 +199,9 @@ def _images(number: int, channels: int, size: int, classes: int) -> Batch:
     return Batch((pixels,), torch.randint(0, classes, (number,)))
 
 
-def _sentences(vocabulary: int) -> Batch:
-    # 64 sentences of 32 tokens: 2,048 target tokens, and as many of the source.
-    source, target, targets = (torch.randint(0, vocabulary, (64, 32)) for _ in range(3))
+def _sentences(vocabulary: int, number: int = 64) -> Batch:
+    # Of 32 tokens each, the source and the target: 64 sentences are 2,048 target tokens.
+    source, target, targets = (torch.randint(0, vocabulary, (number, 32)) for _ in range(3))
     return Batch((source, target), targets)
 
 
@@ -237,6 +237,15 @@ NETWORKS = {
         lambda: Transformer(512, 8, 2048, 6, 32000, 64),
         lambda: _sentences(32000),
         _adam,
+    ),
+}
+# The same weights with little data, for measuring many packages within minutes: a dense step takes a second or less.
+NETWORKS |= {
+    "resnet50-short": NETWORKS["resnet50"]._replace(
+        title="ResNet-50, 25.6 M weights, 64 px, batch 8", batch=lambda: _images(8, 3, 64, 1000)
+    ),
+    "transformer-base-short": NETWORKS["transformer-base"]._replace(
+        title="Transformer base, 60 M weights, vocabulary 32,000, 128 target tokens", batch=lambda: _sentences(32000, 4)
     ),
 }
 

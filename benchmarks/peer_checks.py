@@ -7,12 +7,13 @@ import hashlib
 import io
 import os
 import socket
+import textwrap
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
-from networks import NETWORKS, Network, loss_of
+from networks import NETWORKS, Batch, Network, loss_of
 from peer_trial import Pruned, asked_sparsity, load_adapter
 
 
@@ -40,13 +41,20 @@ def findings(checks: dict[str, Callable[[], str]]) -> dict[str, str]:
             lines = str(problem).strip().splitlines() or [""]
             # What a process raised comes after its traceback.
             line = lines[-1] if isinstance(problem, torch.multiprocessing.ProcessRaisedException) else lines[0]
-            found[check] = f"fails: {type(problem).__name__}: {line}"[:200]
+            told = f"fails: {type(problem).__name__}: {line}".removesuffix(": ")
+            found[check] = textwrap.shorten(told, 130, placeholder=" ...")
     return found
 
 
 def checked_network(package: ModuleType) -> Network:
-    """The network of the checks: small, and one that the package can prune."""
-    return NETWORKS[getattr(package, "CHECKED_ON", "mlp")]
+    """The network of the checks: small, with little data, and one that the package can prune."""
+    network = NETWORKS[getattr(package, "CHECKED_ON", "mlp")]
+
+    def batch() -> Batch:
+        whole = network.batch()
+        return Batch(tuple(tensor[:8] for tensor in whole.inputs), whole.targets[:8])
+
+    return network._replace(batch=batch)
 
 
 def count(package: ModuleType, network: Network) -> str:

@@ -127,7 +127,7 @@ def time_steps(package: ModuleType, network: Network, repetitions: int, seconds:
 def time_update(package: ModuleType, network: Network, repetitions: int) -> dict[str, Any]:
     """One mask update of the whole network."""
     if not hasattr(package.Adapter, "update"):
-        raise NotImplementedError("masks are made once and never updated")
+        raise NotImplementedError("not offered: no call of its own updates the masks")
     pruned, times = Pruned(package, network), []
     # The batch is small here: the weights are what counts.
     pruned.training.batch = type(pruned.training.batch)(

@@ -15,13 +15,17 @@ class Adapter:
 
     def __init__(self, model, make_optimizer, sparsity, batch):
         self.model = mts.sparsify(model, mode="sparse_magnitude")
+        if not self._layers():
+            raise ValueError("refused: it skips every layer, sizes must be multiples of 8 outputs and 16 inputs")
         self.optimizer = make_optimizer(self.model.parameters())
 
     def step(self):
         self.optimizer.step()
 
     def _layers(self):
-        return {name: layer for name, layer in self.model.named_modules() if getattr(layer, "_weight_mask", None) is not None}
+        # A layer that it skips has no mask, or one that keeps everything.
+        masked = ((name, layer, getattr(layer, "_weight_mask", None)) for name, layer in self.model.named_modules())
+        return {name: layer for name, layer, mask in masked if mask is not None and not mask.all()}
 
     def weights(self):
         return {name: layer.weight.detach() for name, layer in self._layers().items()}

@@ -4,7 +4,7 @@ import torch_pruning
 from networks import prunable_layers
 
 DISTRIBUTION = "torch-pruning"
-WAY = "MagnitudePruner(pruning_ratio=1 - sqrt(0.1)): channels are taken out, so that a tenth of the weights is left"
+WAY = "MagnitudePruner(pruning_ratio=1 - sqrt(0.1)): channels are taken out; a tenth is left of weights between two pruned layers"
 
 
 class Adapter:
