@@ -8,6 +8,7 @@ from masked_toys import classifier, train
 from torch import nn
 
 import sparsebench
+from sparsebench.sparsifiers.keyed_generator import keyed_generator
 from sparsebench.sparsifiers.masked import masks
 
 NAMES = ("convolution.weight", "hidden.weight", "head.weight")
@@ -152,3 +153,31 @@ def test_peers_row_17_a_global_threshold_over_a_hundred_tensors_without_concaten
         np.testing.assert_array_equal(layer.weight.detach().numpy() != 0, score >= threshold)
     assert concatenated
     assert max(concatenated) <= 200
+
+
+@pytest.mark.parametrize("structure", ["element", "block:2x3"])
+@pytest.mark.parametrize("seed", [0, 11])
+def test_random_pruning_drops_by_the_draws_of_each_update_and_never_gives_back(structure, seed):
+    rows, columns, begin, end, frequency = 6, 9, 2, 11, 4
+    model = nn.Linear(columns, rows)
+    sparsifier = sparsebench.random_pruning(
+        sparsity=0.7, begin=begin, end=end, frequency=frequency, structure=structure, seed=seed
+    )
+    sparsifier.prepare(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sparsifier.attach(optimizer)
+    height, width = (2, 3) if structure == "block:2x3" else (1, 1)
+    kept = {(row, column) for row in range(0, rows, height) for column in range(0, columns, width)}
+    units = len(kept)
+    for step in range(1, 15):
+        optimizer.step()
+        if step in update_steps(begin, end, frequency):
+            draws = torch.rand(rows, columns, generator=keyed_generator(seed, step, "weight")).numpy()
+            scores = {unit: draws[unit[0] : unit[0] + height, unit[1] : unit[1] + width].mean() for unit in kept}
+            left = units - dropped_count(cubic(step, begin, end, 0.7, 0.0), units)
+            kept = set(sorted(kept, key=scores.__getitem__, reverse=True)[:left])
+        wanted = np.zeros((rows, columns), dtype=bool)
+        for row, column in kept:
+            wanted[row : row + height, column : column + width] = True
+        assert np.array_equal(sparsifier.masks()["weight"].numpy(), wanted), f"after step {step}"
+    assert len(kept) == units - dropped_count(0.7, units)
