@@ -18,8 +18,13 @@ from typing import Any
 from driving import TrialError, facts, milliseconds, run_trial, table, write_json
 
 NETWORKS = ["mlp", "resnet20", "transformer-small", "resnet50", "transformer-base"]
-MASKED = ["magnitude, global, gone", "magnitude, uniform, gone", "magnitude, uniform, returning"]
-MASKED += ["magnitude, uniform, gone, masks of bytes", "RigL"]
+MASKED = [
+    "magnitude, global, gone",
+    "magnitude, uniform, gone",
+    "magnitude, uniform, returning",
+    "magnitude, uniform, gone, masks of bytes",
+    "RigL",
+]
 STOCHASTIC = ["variational dropout, noise per example", "variational dropout, noise on weights", "L0"]
 CONTROLS = ["dense", "dense again (A/A control)"]
 SECTIONS = ["steps", "update", "memory", "sizes"]

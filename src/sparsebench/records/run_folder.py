@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from sparsebench.atomic import atomic_file, make_directory
 from sparsebench.errors import SparsebenchError
+from sparsebench.records.locking import locked
 from sparsebench.records.schema import RunRecord, canonical_json
 
 __all__ = ["RunFolder", "Status"]
@@ -98,18 +98,8 @@ class RunFolder:
         """
         make_directory(self.path.parent)
         # Beside the folder, not in it: a run folder that exists says that the run was begun.
-        lock = FileLock(str(self.path) + ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        except OSError as error:
-            raise SparsebenchError(f"cannot write {self.path}.lock: {error.strerror or error}") from error
-        try:
-            yield True
-        finally:
-            lock.release()
+        with locked(self.path, timeout=0) as ours:
+            yield ours
 
     def write_result(self, record: RunRecord) -> None:
         """Make the run finished: write its record, then drop what only an unfinished run needs."""

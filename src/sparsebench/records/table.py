@@ -167,12 +167,10 @@ def _study_name(directory: Path) -> str | None:
 
 def _fingerprint(finished: Iterable[RunFolder], imported: Path, study: str | None) -> bytes:
     digest = hashlib.sha256(f"2 {study}\n".encode())
-    for folder in finished:
-        status = folder.result_path.stat()
-        digest.update(f"{folder.path.name} {status.st_mtime_ns} {status.st_size}\n".encode())
-    if imported.exists():
-        status = imported.stat()
-        digest.update(f"{imported.name} {status.st_mtime_ns} {status.st_size}\n".encode())
+    named = [(folder.path.name, folder.result_path) for folder in finished]
+    for name, path in [*named, (imported.name, imported)] if imported.exists() else named:
+        status = path.stat()
+        digest.update(f"{name} {status.st_mtime_ns} {status.st_size}\n".encode())
     return digest.hexdigest().encode()
 
 

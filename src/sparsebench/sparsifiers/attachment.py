@@ -18,14 +18,18 @@ StepArguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of `optimizer.step`, as its hooks get and may change them."""
 
 
+def _nothing() -> None:
+    """What is done where nothing is asked for."""
+
+
 class Attachment:
     """Hooks on one optimizer.
 
     Args:
         optimizer: A torch optimizer, or a wrapper that holds one as `optimizer` (as Accelerate's does).
         needed: Parameters that the optimizer must hold, by name.
-        before: Called before each step, after the gradients were computed.
         after: Called after each completed step; one that GradScaler skips does not count.
+        before: Called before each step, after the gradients were computed.
         restore: Called before each evaluation of a closure that the optimizer makes inside its step.
         evaluated: Called after each.
 
@@ -37,10 +41,11 @@ class Attachment:
         self,
         optimizer: torch.optim.Optimizer,
         needed: Mapping[str, nn.Parameter],
-        before: Callable[[], None],
+        *,
         after: Callable[[], None],
-        restore: Callable[[], None],
-        evaluated: Callable[[], None],
+        before: Callable[[], None] = _nothing,
+        restore: Callable[[], None] = _nothing,
+        evaluated: Callable[[], None] = _nothing,
     ) -> None:
         self.optimizer = unwrap(optimizer)
         held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}

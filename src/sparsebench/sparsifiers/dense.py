@@ -43,7 +43,7 @@ class DenseBaseline:
         """Count the optimizer's steps."""
         if self._attachment is not None:
             self._attachment.detach()
-        self._attachment = Attachment(optimizer, {}, before=_nothing, after=self._count, restore=_nothing, evaluated=_nothing)
+        self._attachment = Attachment(optimizer, {}, after=self._count)
 
     def _count(self) -> None:
         self._step += 1
@@ -88,7 +88,3 @@ class DenseBaseline:
         if self._model is None:
             raise SparsebenchError("call prepare(model) first")
         return self._model
-
-
-def _nothing() -> None:
-    pass

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["flat", "flat_like", "storage_order"]
+__all__ = ["CHUNK", "flat", "flat_like", "storage_order"]
+
+CHUNK = 1 << 18
+"""Entries to work on at a time where something is computed on the way: that then stays in the processor's cache, while memory
+that is touched for the first time costs twenty times the arithmetic."""
 
 
 def storage_order(tensor: torch.Tensor) -> list[int]:

@@ -109,14 +109,14 @@ def resolve(
         recipe=recipe,
         seed=seed,
     )
-    build_sparsifier(config)  # it checks ranges
+    sparsifier = build_sparsifier(config)  # it checks ranges
     if _depends_on_layers(config):
         # Whether patterns match layers, and layers can have the structure, does not hang on when masks are updated.
         timeless = {name: value for name, value in config.parameters.items() if _units(entry.build).get(name) != STEPS_UNIT}
         kind = (task.name, task.revision, entry.build, canonical_json(timeless))
         if kind not in _CHECKED_LAYERS:
             with torch.random.fork_rng(devices=[]):
-                build_sparsifier(config).prepare(task.build_model())
+                sparsifier.prepare(task.build_model())
             _CHECKED_LAYERS.add(kind)
     return config
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
 
 from sparsebench.atomic import atomic_file, make_directory
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.importing.layouts import SPARSITIES
 from sparsebench.records.importing.result_file import ImportedRun, read_result_file
+from sparsebench.records.locking import locked
 from sparsebench.records.table import RESULTS_SCHEMA, imported_path, read_imported
 
 __all__ = ["ImportSummary", "import_files"]
@@ -62,7 +61,8 @@ def import_files(files: Sequence[Path], directory: Path) -> ImportSummary:
             )
     make_directory(directory)
     path = imported_path(directory)
-    with _locked(path):
+    # No two imports may read the file, add to it and write it at once.
+    with locked(path):
         held: dict[str, list[dict[str, Any]]] = {}
         for row in read_imported(directory):
             held.setdefault(row["run_id"], []).append(row)
@@ -82,20 +82,6 @@ def import_files(files: Sequence[Path], directory: Path) -> ImportSummary:
 
 def _facts(rows: Iterable[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(row["threshold"], row["sparsity"], row["value"]) for row in rows]
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let no two imports read the file, add to it and write it at once."""
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire()
-    except OSError as error:
-        raise SparsebenchError(f"cannot write {path}.lock: {error.strerror or error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _describe(directory: Path, workloads: set[str]) -> None:

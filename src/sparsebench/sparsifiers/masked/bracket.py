@@ -9,11 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from sparsebench.sparsifiers.storage_order import CHUNK
+
 __all__ = ["Split", "bracket", "kth_smallest", "split"]
 
-# So many scores at a time, which with what is computed from them stay in the processor's cache: memory that is touched for the
-# first time costs twenty times the arithmetic.
-CHUNK = 1 << 18
 LARGEST_SAMPLE = 1 << 16
 
 
@@ -92,7 +91,7 @@ def split(scores: torch.Tensor, candidates: torch.Tensor | None, low: float, hig
         return Split(beyond, int(beyond.count_nonzero()), positions) if positions.numel() <= most else None
     size = scores.numel()
     beyond = torch.empty(size, dtype=torch.bool)
-    within, counts = (torch.empty(min(size, CHUNK), dtype=torch.bool) for _ in range(2))
+    within, allowed = (torch.empty(min(size, CHUNK), dtype=torch.bool) for _ in range(2))
     count, near = 0, []
     for begin in range(0, size, CHUNK):
         # NumPy compares three times faster than torch, but knows no bfloat16.
@@ -102,7 +101,7 @@ def split(scores: torch.Tensor, candidates: torch.Tensor | None, low: float, hig
         np.greater_equal(values, low, out=inside)
         np.greater(values, high, out=above)
         if candidates is not None:
-            may = counts[: len(values)].copy_(candidates[begin : begin + CHUNK]).numpy()
+            may = allowed[: len(values)].copy_(candidates[begin : begin + CHUNK]).numpy()
             inside &= may
             above &= may
         count += int(np.count_nonzero(above))

@@ -174,7 +174,14 @@ class MaskedSparsifier:
         needed = {matrix.weight.name: matrix.weight.parameter for matrix in self._weights.matrices}
         plain = self._movement is None and isinstance(self._structure, Element)
         refuse_unshardable(self._weights.matrices, plain)
-        attachment = Attachment(optimizer, needed, self._before_step, self._after_step, self._weights.zero, self.mask_gradients)
+        attachment = Attachment(
+            optimizer,
+            needed,
+            before=self._before_step,
+            after=self._after_step,
+            restore=self._weights.zero,
+            evaluated=self.mask_gradients,
+        )
         self._detach()
         self._attachment, self._alone = attachment, treats_weights_alone(attachment.optimizer)
         self._weights.place()
@@ -284,8 +291,7 @@ class MaskedSparsifier:
 
     def _before_step(self) -> None:
         # What is here is paid for in every step, of small networks too, and by a processor that has just done something else.
-        if self._movement is not None:
-            self._take_gradients()
+        self._take_gradients()
         if not self._alone or self._schedule.updates_at(self._step + 1) or self._regrows_at(self._step + 1):
             self._weights.mask_gradients()
 
@@ -314,7 +320,6 @@ class MaskedSparsifier:
             chosen.update(self._choose(group, [by_name[name] for name in group.names]))
         self._install([chosen[matrix.name] for matrix in self._weights.matrices])
 
-    @torch.no_grad()
     def _install(self, chosen: Sequence[torch.Tensor]) -> None:
         self._weights.install(chosen, self._attachment.optimizer if self._attachment else None)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from sparsebench.sparsifiers.masked.masking import check_dropped_are_zero, mask_gradients, multiply, set_aside
+from sparsebench.sparsifiers.masked.masks import count_kept
 from sparsebench.sparsifiers.masked.optimizer_state import clean_optimizer_state
 from sparsebench.sparsifiers.masked.placement import agree, any_sharded, local, place, whole
 from sparsebench.sparsifiers.named_weights import check_finite
@@ -114,7 +115,7 @@ class MaskedWeights:
     def kept_fractions(self) -> list[float]:
         """Of each weight, the fraction that its mask keeps."""
         if self._kept is None:
-            self._kept = [float(mask.sum(dtype=torch.float64)) / max(mask.numel(), 1) for mask in self.whole_masks()]
+            self._kept = [count_kept(mask) / max(mask.numel(), 1) for mask in self.whole_masks()]
         return self._kept
 
     def check_finite(self, step: int) -> None:

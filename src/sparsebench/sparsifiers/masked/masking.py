@@ -9,12 +9,9 @@ import torch
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.masked.placement import local
 from sparsebench.sparsifiers.selection import WeightMatrix
-from sparsebench.sparsifiers.storage_order import flat
+from sparsebench.sparsifiers.storage_order import CHUNK, flat
 
 __all__ = ["check_dropped_are_zero", "mask_gradients", "multiply", "set_aside"]
-
-# So many entries at a time of what is computed on the way: it stays in the processor's cache.
-CHUNK = 1 << 18
 
 
 def multiply(tensors: Sequence[torch.Tensor], masks: Sequence[torch.Tensor]) -> None:

@@ -24,8 +24,8 @@ def top_scores(scores: Sequence[torch.Tensor], keep: int, candidates: Sequence[t
     """Bool masks of the `keep` highest scores over all tensors together.
 
     The count is exact: of equal scores the first are kept, in order of tensors and then of row-major index, whatever the memory
-    format. Nothing is ever sorted: a sample brackets the threshold, and the few scores within the bracket are counted by their
-    bit patterns, 16 bits at a time. Where the sample misled, all scores are.
+    format. Nothing is ever sorted: a sample brackets the threshold, which is then selected among the few scores within the
+    bracket. Where the sample misled, all scores are counted by their bit patterns, 16 bits at a time, until few are left.
 
     Args:
         scores: Floating-point tensors of any shapes, without NaN.

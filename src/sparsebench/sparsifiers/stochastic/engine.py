@@ -135,7 +135,7 @@ class StochasticSparsifier:
         needed = {selected.name: selected.parameter for selected in self._selected}
         auxiliary = {self._auxiliary_name(selected): self._auxiliary(selected) for selected in self._selected}
         refuse_sharded(needed)
-        attachment = Attachment(optimizer, needed | auxiliary, _nothing, self._after_step, _nothing, _nothing)
+        attachment = Attachment(optimizer, needed | auxiliary, after=self._after_step)
         if self._attachment is not None:
             self._attachment.detach()
         self._attachment = attachment
@@ -358,7 +358,3 @@ def _fits(threshold: object, distribution: Distribution) -> bool:
     if not distribution.thresholded:
         return threshold is None
     return not isinstance(threshold, bool) and isinstance(threshold, Real) and math.isfinite(threshold)
-
-
-def _nothing() -> None:
-    pass
