@@ -1,5 +1,6 @@
 """SparseLab: SparseLinear in place of Linear (weights stored as CSR, sparse kernels), SET moves them."""
 
+import plain_checkpoint
 import sparselab
 import torch
 from torch import nn
@@ -41,12 +42,7 @@ class Adapter:
 
     held = weights
 
-    def save(self):
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load(self, state):
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    save, load = plain_checkpoint.save, plain_checkpoint.load
 
     def final(self):
         return self.model.state_dict()

@@ -1,5 +1,6 @@
 """SparseML: a recipe with GlobalMagnitudePruningModifier, the manager's optimizer in place of the plain one."""
 
+import plain_checkpoint
 from networks import prunable_layers
 from sparseml.pytorch.optim import ScheduledModifierManager
 
@@ -34,12 +35,7 @@ class Adapter:
 
     held = weights
 
-    def save(self):
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load(self, state):
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    save, load = plain_checkpoint.save, plain_checkpoint.load
 
     def final(self):
         self.manager.finalize(self.model)

@@ -1,5 +1,6 @@
 """torch.nn.utils.prune, as in PyTorch's pruning tutorial: global_unstructured with L1Unstructured, later prune.remove."""
 
+import plain_checkpoint
 from networks import prunable_layers
 from torch.nn.utils import prune
 
@@ -37,12 +38,7 @@ class Adapter:
     def held(self):
         return {name: layer.weight_orig.detach() for name, layer in self.layers.items()}
 
-    def save(self):
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def load(self, state):
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    save, load = plain_checkpoint.save, plain_checkpoint.load
 
     def final(self):
         for layer in self.layers.values():
