@@ -39,6 +39,7 @@ def record(seed: int = 0, method: str = "magnitude", thresholds: tuple[float | N
         "metric": "accuracy",
         "steps": 100,
         "seconds": 1.5,
+        "processor_seconds": 1.25,
         "peak_memory_bytes": 1000,
         "weights_sha256": "0" * 64,
         "environment": {},
@@ -95,6 +96,7 @@ def test_results_have_a_row_for_each_evaluation_split_and_metric(tmp_path: Path)
         "value": 89.0,
         "steps": 100,
         "seconds": 1.5,
+        "processor_seconds": 1.25,
         "peak_memory_bytes": 1000,
         "inference_cost": 0.25,
         "training_cost": 0.75,
@@ -125,6 +127,7 @@ def test_columns_have_the_promised_types(tmp_path: Path) -> None:
         "value": "double",
         "steps": "int64",
         "seconds": "double",
+        "processor_seconds": "double",
         "peak_memory_bytes": "int64",
         "config": "string",
     }

@@ -37,6 +37,7 @@ RESULTS_SCHEMA = pa.schema(
         ("value", pa.float64()),
         ("steps", pa.int64()),
         ("seconds", pa.float64()),
+        ("processor_seconds", pa.float64()),
         ("peak_memory_bytes", pa.int64()),
         ("inference_cost", pa.float64()),  # multiply-adds as multiples of the dense network's, and of its training: theoretical
         ("training_cost", pa.float64()),
@@ -166,7 +167,7 @@ def _study_name(directory: Path) -> str | None:
 
 
 def _fingerprint(finished: Iterable[RunFolder], imported: Path, study: str | None) -> bytes:
-    digest = hashlib.sha256(f"2 {study}\n".encode())
+    digest = hashlib.sha256(f"3 {study}\n".encode())
     named = [(folder.path.name, folder.result_path) for folder in finished]
     for name, path in [*named, (imported.name, imported)] if imported.exists() else named:
         status = path.stat()
@@ -203,6 +204,7 @@ def _result_rows(record: RunRecord, study: str | None) -> Iterator[dict[str, Any
         "seed": record.seed,
         "steps": record.steps,
         "seconds": record.seconds,
+        "processor_seconds": record.processor_seconds,
         "peak_memory_bytes": record.peak_memory_bytes,
         "training_cost": _ratio(record.training_multiply_adds, record.dense_training_multiply_adds),
         "config": canonical_json(record.config),

@@ -52,6 +52,7 @@ class TrainingState:
     cost: TrainingCost
     step: int = 0
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     peak_memory_bytes: int | None = 0
     curve: list[dict[str, float]] = field(default_factory=list)
 
@@ -62,6 +63,7 @@ class TrainingState:
             {
                 "step": self.step,
                 "seconds": self.seconds,
+                "processor_seconds": self.processor_seconds,
                 "peak_memory_bytes": self.peak_memory_bytes,
                 "curve": self.curve,
                 "model": self.model.state_dict(),
@@ -88,6 +90,7 @@ class TrainingState:
             self.cost.load_state_dict(saved["cost"])
             torch.set_rng_state(saved["noise"])
             self.step, self.seconds = int(saved["step"]), float(saved["seconds"])
+            self.processor_seconds = float(saved["processor_seconds"])
             self.peak_memory_bytes, self.curve = saved["peak_memory_bytes"], list(saved["curve"])
         except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]
@@ -142,7 +145,7 @@ def run_steps(
     last_checkpoint = time.monotonic()
     state.model.train()
     while state.step < recipe.steps:
-        started = time.perf_counter()
+        started, processor_started = time.perf_counter(), time.process_time()
         for group, base in zip(state.optimizer.param_groups, base_rates, strict=True):
             group["lr"] = base * learning_rate_factor(recipe, state.step)
         batch = workload.batch(config.seed, state.step, recipe.batch_size)
@@ -159,6 +162,7 @@ def run_steps(
         state.optimizer.step()
         state.step += 1
         state.seconds += time.perf_counter() - started
+        state.processor_seconds += time.process_time() - processor_started
         if state.step % curve_every == 0 or state.step == recipe.steps:
             state.curve.append(_curve_point(workload, state, loss_value))
         if observe is not None:
