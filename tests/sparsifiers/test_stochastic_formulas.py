@@ -15,7 +15,7 @@ from torch import nn
 
 from sparsebench import l0_regularization, variational_dropout
 from sparsebench.sparsifiers.stochastic.l0 import HardConcrete, evaluation_gate, sample_gate
-from sparsebench.sparsifiers.stochastic.summed_divergence import BUCKET, summed_divergence
+from sparsebench.sparsifiers.stochastic.summed_divergence import CHUNK, summed_divergence
 from sparsebench.sparsifiers.stochastic.variational_dropout import VariationalDropout, log_alpha
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695
@@ -237,7 +237,7 @@ def test_penalty_of_a_network_is_weight_times_the_sum_over_layers(theta, values,
 @pytest.mark.parametrize("distribution", [VariationalDropout(), HardConcrete()])
 def test_sum_over_layers_of_all_sizes_types_and_memory_formats_is_the_sum_of_the_single_ones(distribution):
     generator = torch.Generator().manual_seed(0)
-    shapes = [(3, 4), (2, 3, 2, 2), (BUCKET + 1,), (1,), (7, 5), (0, 4), (2, 2, 3, 3), (BUCKET - 5, 1), (6,), (2, 2)]
+    shapes = [(3, 4), (2, 3, 2, 2), (CHUNK + 1,), (1,), (7, 5), (0, 4), (2, 2, 3, 3), (CHUNK - 5, 1), (6,), (2, 2)]
     weights = [torch.randn(shape, generator=generator) for shape in shapes]
     weights[1] = weights[1].to(memory_format=torch.channels_last)
     weights[4] = weights[4].t()
@@ -249,7 +249,8 @@ def test_sum_over_layers_of_all_sizes_types_and_memory_formats_is_the_sum_of_the
     summed_divergence(distribution, weights, auxiliaries).mul(0.5).backward()
     total = 0.0
     for weight, auxiliary in zip(weights, auxiliaries, strict=True):
-        value, by_weight, by_auxiliary = distribution.divergence(weight.detach().double(), auxiliary.detach().double())
+        doubled = weight.detach().double(), auxiliary.detach().double()
+        value, (by_weight, by_auxiliary) = distribution.divergence(*doubled), distribution.divergence_derivatives(*doubled)
         total += 0.5 * float(value)
         for tensor, derivative in ((weight, by_weight), (auxiliary, by_auxiliary)):
             if derivative is None:

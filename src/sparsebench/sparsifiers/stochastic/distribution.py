@@ -8,19 +8,17 @@ import torch
 
 from sparsebench.sparsifiers.stochastic.operations import Operation
 
-__all__ = ["Distribution", "Divergence"]
+__all__ = ["Derivatives", "Distribution"]
 
 
-class Divergence(NamedTuple):
-    """A sum over weights and how it changes with each.
+class Derivatives(NamedTuple):
+    """How the summed divergence changes with every weight; tensors of the receiver's own, which it may overwrite.
 
     Attributes:
-        value: A scalar.
         by_weight: The derivative with respect to each weight; None where the weights do not matter.
         by_auxiliary: The derivative with respect to each auxiliary parameter.
     """
 
-    value: torch.Tensor
     by_weight: torch.Tensor | None
     by_auxiliary: torch.Tensor
 
@@ -53,8 +51,11 @@ class Distribution(Protocol):
     ) -> torch.Tensor:
         """A layer's output in training; noise comes from torch's default generator."""
 
-    def sample_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
-        """A sample of every weight, one for the whole batch; noise comes from torch's default generator."""
+    def noise_like(self, auxiliary: torch.Tensor) -> torch.Tensor:
+        """The random numbers of one sample of every weight, from torch's default generator."""
+
+    def sample_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The sample of every weight that goes with the noise."""
 
     def mean_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
         """The weight used in evaluation, before any threshold."""
@@ -62,5 +63,8 @@ class Distribution(Protocol):
     def kept(self, weight: torch.Tensor, auxiliary: torch.Tensor, threshold: float | None) -> torch.Tensor:
         """Bool mask of the weights that stay at a threshold."""
 
-    def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> Divergence:
-        """The summed term that the penalty multiplies, with its derivatives; nothing that autograd could follow."""
+    def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
+        """The summed term that the penalty multiplies, a scalar; nothing that autograd could follow."""
+
+    def divergence_derivatives(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> Derivatives:
+        """Its derivatives."""

@@ -10,8 +10,9 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.sparsifiers.stochastic.distribution import Divergence
-from sparsebench.sparsifiers.stochastic.operations import Operation
+from sparsebench.sparsifiers.stochastic.distribution import Derivatives
+from sparsebench.sparsifiers.stochastic.operations import LookUp, Operation
+from sparsebench.sparsifiers.stochastic.rows import sample_rows
 
 __all__ = ["HardConcrete", "evaluation_gate", "sample_gate"]
 
@@ -88,11 +89,17 @@ class HardConcrete:
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         """The layer with one sample of every weight's gate for the whole batch."""
-        return operation(input, self.sample_weight(weight, auxiliary), bias)
+        if isinstance(operation, LookUp):
+            return sample_rows(self, operation, input, weight, auxiliary)
+        return operation(input, self.sample_weight(weight, auxiliary, self.noise_like(auxiliary)), bias)
 
-    def sample_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
+    def noise_like(self, auxiliary: torch.Tensor) -> torch.Tensor:
+        """Uniform numbers from [0, 1)."""
+        return torch.rand_like(auxiliary)
+
+    def sample_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """The weight times a sample of its gate."""
-        gated: torch.Tensor = _Gated.apply(weight, auxiliary, torch.rand_like(auxiliary))
+        gated: torch.Tensor = _Gated.apply(weight, auxiliary, noise)
         return gated
 
     def mean_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
@@ -103,10 +110,14 @@ class HardConcrete:
         """Weights whose evaluation gate is not exactly zero; there is no threshold to choose."""
         return evaluation_gate(auxiliary) > 0.0
 
-    def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> Divergence:
+    def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
         """Expected number of open gates: the sum of `sigmoid(log alpha - beta log(-gamma/zeta))` (eq. 12)."""
+        return (auxiliary - SHIFT).sigmoid_().sum()
+
+    def divergence_derivatives(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> Derivatives:
+        """A gate's probability of being open changes with log alpha alone."""
         open_gates = (auxiliary - SHIFT).sigmoid_()
-        return Divergence(open_gates.sum(), None, (1.0 - open_gates).mul_(open_gates))
+        return Derivatives(None, (1.0 - open_gates).mul_(open_gates))
 
 
 class _Gated(torch.autograd.Function):

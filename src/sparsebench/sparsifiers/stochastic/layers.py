@@ -71,13 +71,18 @@ def _recurrent_forward(ordinary: type[nn.RNNBase]) -> Callable[..., Any]:
             activity.evaluated = True
             return ordinary.forward(layer, *arguments, **options)
         activity.trained |= layer.training
-        weight_of = activity.distribution.sample_weight if layer.training else activity.distribution.mean_weight
-        names, parameters = layer._flat_weights_names, layer._flat_weights
-        auxiliaries = activity.auxiliaries
-        layer._flat_weights = [
-            weight_of(parameter, getattr(layer, auxiliaries[name])) if name in auxiliaries else parameter
-            for name, parameter in zip(names, parameters, strict=True)
-        ]
+        distribution, auxiliaries = activity.distribution, activity.auxiliaries
+
+        def weight_of(name: str, weight: torch.Tensor) -> torch.Tensor:
+            if name not in auxiliaries:
+                return weight
+            auxiliary = getattr(layer, auxiliaries[name])
+            if not layer.training:
+                return distribution.mean_weight(weight, auxiliary)
+            return distribution.sample_weight(weight, auxiliary, distribution.noise_like(auxiliary))
+
+        parameters = layer._flat_weights
+        layer._flat_weights = [weight_of(*named) for named in zip(layer._flat_weights_names, parameters, strict=True)]
         try:
             return ordinary.forward(layer, *arguments, **options)
         finally:

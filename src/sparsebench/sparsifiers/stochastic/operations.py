@@ -9,16 +9,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["Convolution", "LookUp", "Matrix", "Operation", "TransposedMatrix"]
+__all__ = ["Convolution", "LinearOperation", "LookUp", "Matrix", "Operation", "TransposedMatrix"]
 
 Gradients = tuple[torch.Tensor | None, torch.Tensor | None]
 
 
 class Operation(Protocol):
-    """A layer's operation on (input, weight, bias), linear in input and weight."""
+    """A layer's operation on (input, weight, bias)."""
 
     def __call__(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The output."""
+
+
+class LinearOperation(Operation, Protocol):
+    """An operation that is linear in input and weight, the bias apart."""
 
     def square(self, input: torch.Tensor) -> torch.Tensor:
         """The elementwise square of the input, as an input."""
@@ -37,13 +41,13 @@ class Matrix(NamedTuple):
         return F.linear(input, weight, bias)
 
     def square(self, input: torch.Tensor) -> torch.Tensor:
-        """See Operation."""
+        """See LinearOperation."""
         return input.square()
 
     def gradients(
         self, gradient: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, needed: tuple[bool, bool]
     ) -> Gradients:
-        """See Operation."""
+        """See LinearOperation."""
         rows, values = gradient.reshape(-1, gradient.shape[-1]), input.reshape(-1, input.shape[-1])
         return gradient @ weight if needed[0] else None, rows.t() @ values if needed[1] else None
 
@@ -56,13 +60,13 @@ class TransposedMatrix(NamedTuple):
         return F.linear(input, weight.t(), bias)
 
     def square(self, input: torch.Tensor) -> torch.Tensor:
-        """See Operation."""
+        """See LinearOperation."""
         return input.square()
 
     def gradients(
         self, gradient: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, needed: tuple[bool, bool]
     ) -> Gradients:
-        """See Operation."""
+        """See LinearOperation."""
         of_input, of_transposed = Matrix().gradients(gradient, input, weight.t(), needed)
         return of_input, None if of_transposed is None else of_transposed.t()
 
@@ -94,13 +98,13 @@ class Convolution(NamedTuple):
         return _CONVOLVE[weight.dim()](input, weight, bias, *self)
 
     def square(self, input: torch.Tensor) -> torch.Tensor:
-        """See Operation."""
+        """See LinearOperation."""
         return input.square()
 
     def gradients(
         self, gradient: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, needed: tuple[bool, bool]
     ) -> Gradients:
-        """See Operation."""
+        """See LinearOperation."""
         if input.dim() < weight.dim():
             of_input, of_weight = self.gradients(gradient.unsqueeze(0), input.unsqueeze(0), weight, needed)
             return None if of_input is None else of_input.squeeze(0), of_weight
@@ -132,18 +136,6 @@ class LookUp(NamedTuple):
         """The look-up of an embedding."""
         return LookUp(layer.padding_idx, layer.scale_grad_by_freq)
 
-    def __call__(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """The rows."""
+    def __call__(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """The rows; there is no bias."""
         return F.embedding(input, weight, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
-
-    def square(self, input: torch.Tensor) -> torch.Tensor:
-        """The indices: a one-hot vector is its own square."""
-        return input
-
-    def gradients(
-        self, gradient: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, needed: tuple[bool, bool]
-    ) -> Gradients:
-        """See Operation; indices have no gradient."""
-        padding = -1 if self.padding_idx is None else self.padding_idx
-        backward: Callable[..., torch.Tensor] = torch.ops.aten.embedding_dense_backward
-        return None, backward(gradient, input, weight.shape[0], padding, self.scale_grad_by_freq) if needed[1] else None

@@ -10,9 +10,10 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.sparsifiers.stochastic.distribution import Divergence
+from sparsebench.sparsifiers.stochastic.distribution import Derivatives
 from sparsebench.sparsifiers.stochastic.noise import normal_like
-from sparsebench.sparsifiers.stochastic.operations import Matrix, Operation, TransposedMatrix
+from sparsebench.sparsifiers.stochastic.operations import LinearOperation, LookUp, Matrix, Operation, TransposedMatrix
+from sparsebench.sparsifiers.stochastic.rows import sample_rows
 
 __all__ = ["Noise", "VariationalDropout", "log_alpha"]
 
@@ -83,8 +84,13 @@ class VariationalDropout:
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         """The local reparameterization: the output's own mean and variance, `sqrt(x^2 sigma^2 + 1e-8)` times noise."""
+        if isinstance(operation, LookUp):
+            if self.noise == "weight":
+                return sample_rows(self, operation, input, weight, auxiliary)
+            rows, variance = operation(input, weight), operation(input, auxiliary).exp()
+            return torch.addcmul(rows, (variance + VARIANCE_FLOOR).sqrt(), normal_like(rows.detach()))
         if self.noise == "weight":
-            return operation(input, self.sample_weight(weight, auxiliary), bias)
+            return operation(input, self.sample_weight(weight, auxiliary, self.noise_like(auxiliary)), bias)
         mean = operation(input, weight, bias)
         noise_of = mean.detach()
         if self.noise == "example" and isinstance(operation, (Matrix, TransposedMatrix)) and mean.dim() > 2:
@@ -92,9 +98,13 @@ class VariationalDropout:
         noisy: torch.Tensor = _WithNoise.apply(mean, input, auxiliary, normal_like(noise_of), operation)
         return noisy
 
-    def sample_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
+    def noise_like(self, auxiliary: torch.Tensor) -> torch.Tensor:
+        """Standard normal numbers."""
+        return normal_like(auxiliary.detach())
+
+    def sample_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """The weight plus its deviation times noise (Kingma and Welling 2014)."""
-        return torch.addcmul(weight, auxiliary.mul(0.5).exp(), normal_like(auxiliary.detach()))
+        return torch.addcmul(weight, auxiliary.mul(0.5).exp(), noise)
 
     def mean_weight(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
         """The mean."""
@@ -105,19 +115,24 @@ class VariationalDropout:
         assert threshold is not None
         return log_alpha(weight, auxiliary) < threshold
 
-    def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> Divergence:
+    def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
         """KL divergence from the log-uniform prior: `k1 + log(1 + 1/alpha)/2 - k1 sigmoid(k2 + k3 log alpha)`, summed."""
+        clipped = log_alpha(weight, auxiliary).clamp_(-LOG_ALPHA_BOUND, LOG_ALPHA_BOUND)
+        sigmoid = clipped.mul(K3).add_(K2).sigmoid_()
+        # The constant must not leave the sum: most weights' terms are small differences of larger numbers.
+        return clipped.neg_().exp_().log1p_().mul_(0.5).add_(K1).sub_(sigmoid, alpha=K1).sum()
+
+    def divergence_derivatives(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> Derivatives:
+        """Those of the clipped formula: 0 beyond the bounds of log alpha."""
         square = weight.square().add_(WEIGHT_FLOOR)
         exact = auxiliary - square.log()
+        # Beyond the bounds the numbers stay finite, so that the last line can multiply them away.
         clipped = exact.clamp(-LOG_ALPHA_BOUND, LOG_ALPHA_BOUND)
         sigmoid = clipped.mul(K3).add_(K2).sigmoid_()
-        inverse = clipped.neg_().exp_()
-        # The constant must not leave the sum: most weights' terms are small differences of larger numbers.
-        value = inverse.log1p().mul_(0.5).add_(K1).sub_(sigmoid, alpha=K1).sum()
-        # d/dx log(1 + exp(-x))/2 = -exp(-x)/(1 + exp(-x))/2, and d/dx sigmoid = sigmoid (1 - sigmoid).
-        derivative = (inverse / (inverse + 1.0)).mul_(-0.5).addcmul_(sigmoid, 1.0 - sigmoid, value=-K1 * K3)
+        # d/dx log(1 + exp(-x))/2 = -sigmoid(-x)/2, and d/dx sigmoid = sigmoid (1 - sigmoid).
+        derivative = clipped.neg_().sigmoid_().mul_(-0.5).addcmul_(sigmoid, 1.0 - sigmoid, value=-K1 * K3)
         by_log_alpha = _inside(derivative, exact, LOG_ALPHA_BOUND)
-        return Divergence(value, (by_log_alpha * weight).div_(square).mul_(-2.0), by_log_alpha)
+        return Derivatives((by_log_alpha * weight).div_(square).mul_(-2.0), by_log_alpha)
 
 
 class _WithNoise(torch.autograd.Function):
@@ -128,16 +143,23 @@ class _WithNoise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, mean: torch.Tensor, input: torch.Tensor, log_sigma2: torch.Tensor, noise: torch.Tensor, operation: Operation
+        ctx: Any,
+        mean: torch.Tensor,
+        input: torch.Tensor,
+        log_sigma2: torch.Tensor,
+        noise: torch.Tensor,
+        operation: LinearOperation,
     ) -> torch.Tensor:
         variance = operation(operation.square(input), log_sigma2.exp(), None)
         # The floor is 0 in float16.
         full = torch.promote_types(variance.dtype, torch.float32)
         deviation = variance.to(full).add_(VARIANCE_FLOOR).sqrt_().to(variance.dtype)
         ctx.operation = operation
-        # Twice the derivative of the output by the variance.
-        ctx.save_for_backward(input, log_sigma2, noise / deviation)
-        return torch.addcmul(mean, deviation, noise)
+        output = torch.addcmul(mean, deviation, noise)
+        ctx.save_for_backward(
+            input, log_sigma2, torch.div(noise, deviation, out=deviation)
+        )  # twice the derivative by the variance
+        return output
 
     @staticmethod
     @once_differentiable
@@ -147,16 +169,11 @@ class _WithNoise(torch.autograd.Function):
         variance, squared = log_sigma2.exp(), ctx.operation.square(input)
         # Under autocast the operation was done in a narrower type than that of its arguments.
         twice_of_square, twice_of_variance = ctx.operation.gradients(
-            twice, _as(squared, twice), _as(variance, twice), ctx.needs_input_grad[1:3]
+            twice, squared.to(twice.dtype), variance.to(twice.dtype), ctx.needs_input_grad[1:3]
         )
         of_input = None if twice_of_square is None else twice_of_square.to(input.dtype).mul_(input)
         of_log_sigma2 = None if twice_of_variance is None else variance.mul_(twice_of_variance).mul_(0.5)
         return gradient, of_input, of_log_sigma2, None, None
-
-
-def _as(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The dtype of the other; indices stay indices."""
-    return tensor.to(other.dtype) if tensor.is_floating_point() else tensor
 
 
 def _inside(values: torch.Tensor, at: torch.Tensor, bound: float) -> torch.Tensor:
