@@ -67,6 +67,19 @@ def test_the_kept_scores_are_those_of_a_stable_sort(case, few):
         check(*case)
 
 
+@settings(max_examples=200, deadline=None)
+@given(score_tensors(), st.sampled_from([0, masks.MANY_SCORES]), st.booleans())
+def test_scores_by_a_key_are_ranked_as_if_they_were_all_there(case, many, some):
+    tensors, keep = case
+    candidates = [torch.rand(tensor.shape) < 0.5 for tensor in tensors] if some else None
+    keep = min(keep, sum(int(own.sum()) for own in candidates)) if candidates else keep
+    with mock.patch.object(masks, "MANY_SCORES", many):
+        found = top_scores(tensors, keep, candidates, torch.abs)
+        expected = top_scores([tensor.abs() for tensor in tensors], keep, candidates)
+    for mask, wanted in zip(found, expected, strict=True):
+        assert torch.equal(mask, wanted)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [2**14 - 1, 2**14, 2**14 + 1, 3 * 2**14])
 @pytest.mark.parametrize("kind", ["distinct", "ties", "equal", "minus infinity"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +31,11 @@ class Split(NamedTuple):
 
 
 def bracket(
-    scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor | None], keep: int, total: int
+    scores: Sequence[torch.Tensor],
+    candidates: Sequence[torch.Tensor | None],
+    keep: int,
+    total: int,
+    key: Callable[[torch.Tensor], torch.Tensor],
 ) -> tuple[float, float]:
     """Bounds between which the `keep`-th largest candidate is expected, infinite where the sample does not say.
 
@@ -40,6 +44,7 @@ def bracket(
         candidates: Nonzero where a score counts, alike; None: everywhere.
         keep: The rank, at least 1.
         total: Number of candidates.
+        key: What makes scores proper of `scores`, entry by entry.
     """
     # A larger sample costs as much as looking at what a smaller one leaves between the bounds.
     wanted = min(int(total ** (2 / 3)), LARGEST_SAMPLE)
@@ -47,6 +52,7 @@ def bracket(
     sample = torch.cat(
         [score[::step] if may is None else score[::step][may[::step] != 0] for score, may in zip(scores, candidates, strict=True)]
     )
+    sample = key(sample)
     sample = sample if sample.dtype == torch.float64 else sample.float()
     size, share = sample.numel(), keep / total
     # Five standard deviations of the rank that the threshold has in a random sample.
@@ -70,7 +76,14 @@ def kth_smallest(values: torch.Tensor, k: int) -> torch.Tensor:
     return values.kthvalue(k).values
 
 
-def split(scores: torch.Tensor, candidates: torch.Tensor | None, low: float, high: float, most: int) -> Split | None:
+def split(
+    scores: torch.Tensor,
+    candidates: torch.Tensor | None,
+    low: float,
+    high: float,
+    most: int,
+    key: Callable[[torch.Tensor], torch.Tensor],
+) -> Split | None:
     """Tell the scores above the bounds from those between and below them.
 
     Args:
@@ -79,12 +92,14 @@ def split(scores: torch.Tensor, candidates: torch.Tensor | None, low: float, hig
         low: The lower bound.
         high: The upper bound.
         most: So many scores may lie between the bounds.
+        key: What makes scores proper of `scores`, entry by entry.
 
     Returns:
         None where more do: looking at them closely would cost more than at all.
     """
     if scores.device.type != "cpu":
-        within, beyond = scores >= low, scores > high
+        proper = key(scores)
+        within, beyond = proper >= low, proper > high
         if candidates is not None:
             within, beyond = within & candidates.bool(), beyond & candidates.bool()
         positions = (within ^ beyond).nonzero().squeeze(1)
@@ -95,7 +110,7 @@ def split(scores: torch.Tensor, candidates: torch.Tensor | None, low: float, hig
     count, near = 0, []
     for begin in range(0, size, CHUNK):
         # NumPy compares three times faster than torch, but knows no bfloat16.
-        part = scores[begin : begin + CHUNK]
+        part = key(scores[begin : begin + CHUNK])
         values = (part if part.dtype in (torch.float32, torch.float64) else part.float()).numpy()
         inside, above = within[: len(values)].numpy(), beyond[begin : begin + CHUNK].numpy()
         np.greater_equal(values, low, out=inside)

@@ -21,8 +21,8 @@ from sparsebench.sparsifiers.masked.placement import as_spread, refuse_unshardab
 from sparsebench.sparsifiers.masked.regrowth import Regrowth
 from sparsebench.sparsifiers.masked.saved_masks import read_masks, write_masks
 from sparsebench.sparsifiers.masked.schedules import Schedule
-from sparsebench.sparsifiers.masked.scores import LayerState, Score, random
-from sparsebench.sparsifiers.masked.structures import Element, Structure
+from sparsebench.sparsifiers.masked.scores import LayerState, Score, of_weight_alone, random
+from sparsebench.sparsifiers.masked.structures import Element, Structure, all_but
 from sparsebench.sparsifiers.masked.trained_network import warn_of_random_masks
 from sparsebench.sparsifiers.named_weights import dropped_fraction, zero_dropped
 from sparsebench.sparsifiers.saved_state import check_saved_state, describe
@@ -327,12 +327,16 @@ class MaskedSparsifier:
         """Masks for the tensors that share a budget."""
         matrices = [self._weights.matrices[position] for position in positions]
         masks = [self._weights.masks[position] for position in positions]
+        sparsity = self._schedule.sparsity(self._step, group.sparsity)
+        candidates = masks if self._policy == "gone" else None
+        key = of_weight_alone(self._score)
+        if key is not None and isinstance(self._structure, Element) and not self._weights.spread:
+            kept = all_but([matrix.tensor for matrix in matrices], candidates, sparsity, key)
+            return {matrix.name: mask for matrix, mask in zip(matrices, kept, strict=True)}
         scores = [
             checked_score(self._score, self._layer_state(matrix, mask), self._step)
             for matrix, mask in zip(matrices, masks, strict=True)
         ]
-        sparsity = self._schedule.sparsity(self._step, group.sparsity)
-        candidates = masks if self._policy == "gone" else None
         if self._weights.spread:
             from sparsebench.sparsifiers.masked.sharded import choose_sharded_masks
 

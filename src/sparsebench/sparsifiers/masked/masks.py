@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +20,12 @@ DIGIT_BITS = 16
 MANY_SCORES = 1 << 13
 
 
-def top_scores(scores: Sequence[torch.Tensor], keep: int, candidates: Sequence[torch.Tensor] | None = None) -> list[torch.Tensor]:
+def top_scores(
+    scores: Sequence[torch.Tensor],
+    keep: int,
+    candidates: Sequence[torch.Tensor] | None = None,
+    key: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> list[torch.Tensor]:
     """Bool masks of the `keep` highest scores over all tensors together.
 
     The count is exact: of equal scores the first are kept, in order of tensors and then of row-major index, whatever the memory
@@ -31,6 +36,8 @@ def top_scores(scores: Sequence[torch.Tensor], keep: int, candidates: Sequence[t
         scores: Floating-point tensors of any shapes, without NaN.
         keep: How many to keep, between 0 and the number of all scores, or of the candidates.
         candidates: Tensors of the shapes of the scores, nonzero where a score may be kept at all; None: everywhere.
+        key: What makes of any part of `scores` the scores proper, entry by entry, as in `sorted`; they are then never all there.
+            None: they are the scores.
 
     Returns:
         One mask for each tensor, of its shape.
@@ -47,12 +54,13 @@ def top_scores(scores: Sequence[torch.Tensor], keep: int, candidates: Sequence[t
     scores = [_dense(score) for score in scores]
     may = [None] * len(scores) if candidates is None else [_laid_out_like(*pair) for pair in zip(candidates, scores, strict=True)]
     wide = torch.float64 if any(score.dtype == torch.float64 for score in scores) else torch.float32
-    chosen = _by_bracket(scores, may, keep, total, wide) if total > MANY_SCORES else None
-    masks, threshold, ties, equal = chosen or _by_digits(scores, may, keep, wide)
+    key = key or _itself
+    chosen = _by_bracket(scores, may, keep, total, wide, key) if total > MANY_SCORES else None
+    masks, threshold, ties, equal = chosen or _by_digits([key(score) for score in scores], may, keep, wide)
     for mask, score in zip(masks, scores, strict=True):
         if equal <= ties:
             break
-        tied = mask & (score.to(wide) == threshold)
+        tied = mask & (key(score).to(wide) == threshold)
         count = count_kept(tied)
         if count > ties:
             row_major = tied.reshape(-1)
@@ -69,6 +77,11 @@ class _Chosen(NamedTuple):
     threshold: float
     ties: int
     equal: int
+
+
+def _itself(scores: torch.Tensor) -> torch.Tensor:
+    """The key of what is a score already."""
+    return scores
 
 
 def _dense(score: torch.Tensor) -> torch.Tensor:
@@ -89,22 +102,27 @@ def _laid_out_like(candidates: torch.Tensor, score: torch.Tensor) -> torch.Tenso
 
 
 def _by_bracket(
-    scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor | None], keep: int, total: int, wide: torch.dtype
+    scores: Sequence[torch.Tensor],
+    candidates: Sequence[torch.Tensor | None],
+    keep: int,
+    total: int,
+    wide: torch.dtype,
+    key: Callable[[torch.Tensor], torch.Tensor],
 ) -> _Chosen | None:
     """By bounds from a sample; None where the sample misled, or the scores cannot be told apart by it."""
     rows = [flat(score) for score in scores]
     may = [None if own is None else flat(own) for own in candidates]
-    low, high = bracket(rows, may, keep, total)
+    low, high = bracket(rows, may, keep, total, key)
     if low == high:
         return None
     parts, most = [], max(total // 8, FEW_CANDIDATES)
     for row, own in zip(rows, may, strict=True):
-        part = split(row, own, low, high, most)
+        part = split(row, own, low, high, most, key)
         if part is None:
             return None
         parts.append(part)
         most -= part.near.numel()
-    values = [row.index_select(0, part.near).to(wide) for row, part in zip(rows, parts, strict=True)]
+    values = [key(row.index_select(0, part.near)).to(wide) for row, part in zip(rows, parts, strict=True)]
     rank = keep - sum(part.above for part in parts)
     if not 0 < rank <= sum(value.numel() for value in values):
         return None

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import torch
 
-__all__ = ["LayerState", "Score", "gradient_magnitude", "magnitude", "momentum_magnitude", "random"]
+__all__ = ["LayerState", "Score", "gradient_magnitude", "magnitude", "momentum_magnitude", "of_weight_alone", "random"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +79,15 @@ def momentum_magnitude(layer: LayerState) -> torch.Tensor:
         `|momentum|`, of the weight's shape; zero where there is none.
     """
     return torch.zeros_like(layer.weight) if layer.momentum is None else layer.momentum.abs()
+
+
+def of_weight_alone(score: Score) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """For a score that is a function of each weight alone, that function; None for others.
+
+    Such scores need not be there all at once, which saves a copy of the weights, and time, at an update of millions.
+
+    Example:
+        >>> of_weight_alone(magnitude)(torch.tensor([-2.0]))
+        tensor([2.])
+    """
+    return torch.abs if score is magnitude else None

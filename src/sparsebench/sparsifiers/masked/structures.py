@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from sparsebench.sparsifiers.masked.layout import from_matrix, to_matrix
 from sparsebench.sparsifiers.masked.masks import count_kept, top_scores
 from sparsebench.sparsifiers.selection import WeightMatrix
 
-__all__ = ["Block", "Channel", "Element", "NOfM", "Structure", "structure_by_name"]
+__all__ = ["Block", "Channel", "Element", "NOfM", "Structure", "all_but", "structure_by_name"]
 
 # How far a stated sparsity may be from that of an n:m pattern: 0.667 stands for 1:3.
 NEAR = 1e-3
@@ -81,7 +81,7 @@ class Element:
         self, scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor] | None, sparsity: float
     ) -> list[torch.Tensor]:
         """All but `floor(sparsity * weights + 0.5)` weights."""
-        return _all_but(scores, candidates, sparsity)
+        return all_but(scores, candidates, sparsity)
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class Block:
         self, scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor] | None, sparsity: float
     ) -> list[torch.Tensor]:
         """All but `floor(sparsity * blocks + 0.5)` blocks."""
-        return _all_but(scores, candidates, sparsity)
+        return all_but(scores, candidates, sparsity)
 
     def _sums(self, matrix: torch.Tensor) -> torch.Tensor:
         rows, columns = matrix.shape
@@ -167,7 +167,7 @@ class Channel:
         self, scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor] | None, sparsity: float
     ) -> list[torch.Tensor]:
         """All but `floor(sparsity * outputs + 0.5)` outputs."""
-        return _all_but(scores, candidates, sparsity)
+        return all_but(scores, candidates, sparsity)
 
 
 @dataclass(frozen=True)
@@ -289,12 +289,18 @@ def structure_by_name(structure: str | int) -> Structure:
     )
 
 
-def _all_but(scores: Sequence[torch.Tensor], candidates: Sequence[torch.Tensor] | None, sparsity: float) -> list[torch.Tensor]:
+def all_but(
+    scores: Sequence[torch.Tensor],
+    candidates: Sequence[torch.Tensor] | None,
+    sparsity: float,
+    key: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> list[torch.Tensor]:
+    """Bool masks of all but the `floor(sparsity * scores + 0.5)` lowest scores; arguments otherwise as of `top_scores`."""
     units = sum(score.numel() for score in scores)
     keep = units - math.floor(sparsity * units + 0.5)
     if candidates is not None:
         keep = min(keep, sum(map(count_kept, candidates)))
-    return top_scores(scores, keep, candidates)
+    return top_scores(scores, keep, candidates, key)
 
 
 def _matrix_shape(matrix: WeightMatrix) -> tuple[int, int]:
