@@ -45,7 +45,8 @@ def test_unpaired_differences_are_welchs(first, second):
         assert found.p_value() == pytest.approx(expected.pvalue, abs=1e-9)
         assert found.freedom == pytest.approx(expected.df)
         pooled = np.sqrt(
-            ((len(first) - 1) * np.var(first, ddof=1) + (len(second) - 1) * np.var(second, ddof=1)) / (len(first) + len(second) - 2)
+            ((len(first) - 1) * np.var(first, ddof=1) + (len(second) - 1) * np.var(second, ddof=1))
+            / (len(first) + len(second) - 2)
         )
         correction = 1 - 3 / (4 * (len(first) + len(second) - 2) - 1)
         assert found.effect_size == pytest.approx((np.mean(first) - np.mean(second)) / pooled * correction, rel=1e-6, abs=1e-9)
@@ -86,7 +87,7 @@ def study_of(columns):
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_equal_methods_are_called_different_as_often_as_promised(seeds):
-    """2,000 studies of two methods without a difference: 4 to 6 % false verdicts at a nominal 5 %, seeds with common luck included."""
+    """2,000 studies of two methods without a difference: 4 to 6 % false verdicts at a nominal 5 %, with luck in common."""
     draws = np.random.default_rng(seeds).normal(size=(2000, 3, seeds))
     wrong = 0
     covered = 0
@@ -141,7 +142,9 @@ def test_what_is_not_shown_is_not_called_equal(tmp_path):
 def test_areas_are_those_of_the_curves_of_each_seed(tmp_path):
     frontiers = find_frontiers(load_study(write(tmp_path, small_study(), [0.8, 0.9])))
     places = [position(0.8), position(0.9)]
-    each = [scipy.integrate.trapezoid([94.5 + 0.25 * seed, 92.5 + 0.25 * seed], places) / (places[1] - places[0]) for seed in range(3)]
+    each = [
+        scipy.integrate.trapezoid([94.5 + 0.25 * seed, 92.5 + 0.25 * seed], places) / (places[1] - places[0]) for seed in range(3)
+    ]
     found = areas(frontiers, paired=True)
     assert found["magnitude"].mean == pytest.approx(np.mean(each))
     assert found["magnitude"].half_width == pytest.approx(estimate(each).half_width)

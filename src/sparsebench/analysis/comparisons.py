@@ -119,4 +119,6 @@ def _area(places: Sequence[float], chosen: Sequence[Point | None], paired: bool)
     seeds = sorted(set.intersection(*(set(point.seeds) for point in reached)))
     if paired and len(seeds) >= 2:
         return estimate(area_under_curve(places, [point.by_seed[seed] for point in reached]) for seed in seeds)
-    return Estimate(area_under_curve(places, [point.test.mean for point in reached]), None, min(point.test.n for point in reached))
+    return Estimate(
+        area_under_curve(places, [point.test.mean for point in reached]), None, min(point.test.n for point in reached)
+    )
