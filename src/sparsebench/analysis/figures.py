@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from sparsebench.analysis import sparsity_axis
 from sparsebench.analysis.frontiers import DENSE, Frontiers, Point
 from sparsebench.analysis.palette import Style, styles
+from sparsebench.analysis.published_curves import PublishedCurve, published_traces
 from sparsebench.analysis.settings import varying_settings
 from sparsebench.analysis.statistics import Estimate
 from sparsebench.analysis.wording import asked, count, listing, measured, metric_label, value
@@ -63,17 +64,18 @@ def as_plotly_text(text: str) -> str:
     return html.escape(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…", quote=False)
 
 
-def trade_off(frontiers: Frontiers, metric: str) -> TradeOff:
+def trade_off(frontiers: Frontiers, metric: str, published: Sequence[PublishedCurve] = ()) -> TradeOff:
     """Draw the test metric against sparsity: the best values as lines, every point faintly, dense as a level.
 
     Args:
         frontiers: The chosen points.
         metric: The name of the primary metric.
+        published: Printed curves of the same workload and metric to draw beside them.
 
     Returns:
         The figure and its two views.
     """
-    look = styles([*frontiers.chosen, DENSE])
+    look = styles([*frontiers.chosen, DENSE, *(curve.method for curve in published)])
     sparse = [point for point in frontiers.points if point.method != DENSE]
     step = max(1, -(-len(sparse) // _MOST_POINTS))
     drawn = sparse[::step]
@@ -90,8 +92,9 @@ def trade_off(frontiers: Frontiers, metric: str) -> TradeOff:
         figure.add_trace(_point_trace(method, own, hover, look[method], named=not has_line))
         if has_line:
             figure.add_trace(_line_trace(method, frontiers.sparsities, chosen, look[method], shift, metric))
+    figure.add_traces(list(published_traces(published, look)))
     figure.update_layout(
-        **base_layout(height=540),
+        **base_layout(height=700 if published else 540),  # room for the longer legend
         showlegend=True,
         xaxis={
             "title": {"text": "sparsity", "standoff": 8},

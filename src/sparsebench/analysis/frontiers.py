@@ -59,6 +59,7 @@ class Point:
         validation: The primary metric on the validation split, the mean over seeds: what points are chosen by.
         test: The primary metric on the test split over seeds: what is reported.
         config: The settings of one of its runs.
+        values: The test value of each of `seeds`.
     """
 
     method: str
@@ -70,6 +71,12 @@ class Point:
     validation: float
     test: Estimate
     config: Mapping[str, Any] = field(compare=False, repr=False)
+    values: tuple[float, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def by_seed(self) -> dict[int, float]:
+        """The test value by seed."""
+        return dict(zip(self.seeds, self.values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -166,6 +173,7 @@ def find_points(data: StudyData) -> tuple[tuple[Point, ...], int]:
                     validation=mean(splits["validation"][1] for splits in complete.values()),
                     test=estimate(splits["test"][1] for splits in complete.values()),
                     config=configs[key[1]],
+                    values=tuple(splits["test"][1] for splits in complete.values()),
                 )
             )
     return tuple(points), incomplete

@@ -12,16 +12,19 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from sparsebench.analysis.comparisons import areas, compare, in_words
 from sparsebench.analysis.figures import View, trade_off
 from sparsebench.analysis.frontiers import DENSE, TOLERANCE, find_frontiers
 from sparsebench.analysis.layer_figures import layer_figures
+from sparsebench.analysis.published_curves import published_curves, published_rows
 from sparsebench.analysis.remarks import remarks, summary
 from sparsebench.analysis.settings import shared_settings
 from sparsebench.analysis.statistics import LEVEL
 from sparsebench.analysis.study_data import load_study
-from sparsebench.analysis.tables import best_rows, choices, configurations, costs, failed_runs
+from sparsebench.analysis.tables import best_rows, choices, comparison_rows, configurations, costs, failed_runs
 from sparsebench.analysis.wording import asked, metric_label, value
 from sparsebench.atomic import atomic_file
+from sparsebench.records.schema import OWN_SOURCE
 
 __all__ = ["render_page", "write_page"]
 
@@ -57,7 +60,10 @@ def render_page(directory: Path) -> str:
     """
     data = load_study(directory)
     frontiers = find_frontiers(data)
-    curves = trade_off(frontiers, data.metric)
+    published = published_curves(data.note.workload, data.metric)
+    paired = data.source == OWN_SOURCE  # the seeds of imported runs only count their replicates
+    comparisons = compare(frontiers, paired=paired)
+    curves = trade_off(frontiers, data.metric, published)
     layers = layer_figures(frontiers, data.layers)
     described = {method: data.note.methods[method] for method in sorted(data.note.methods)}
     shared = {method: shared_settings(own) for method, own in configurations(data, frontiers).items() if own}
@@ -78,6 +84,12 @@ def render_page(directory: Path) -> str:
         has_points=bool(frontiers.points),
         sparsities=[asked(sparsity) for sparsity in frontiers.sparsities],
         best=best_rows(frontiers),
+        areas=areas(frontiers, paired=paired),
+        area_text=value,
+        verdicts=in_words(comparisons, data.note.workload, data.metric),
+        comparisons=comparison_rows(comparisons, data.metric),
+        paired=paired,
+        published=published_rows(published, frontiers),
         dense=frontiers.dense and value(frontiers.dense.test),
         dense_seeds=frontiers.dense.test.n if frontiers.dense else 0,
         dense_name=DENSE,

@@ -9,19 +9,22 @@ from typing import Any
 
 import pandas as pd
 
+from sparsebench.analysis.comparisons import Comparison
 from sparsebench.analysis.frontiers import DENSE, Frontiers, Point, candidates
 from sparsebench.analysis.settings import varying_settings
 from sparsebench.analysis.statistics import mean
 from sparsebench.analysis.study_data import Failure, StudyData, known_steps
-from sparsebench.analysis.wording import NOTHING, asked, count, duration, measured, memory, spread, value
+from sparsebench.analysis.wording import NOTHING, asked, count, duration, measured, memory, points_of, spread, value
 
 __all__ = [
     "BestCell",
     "Choice",
+    "ComparisonRow",
     "Cost",
     "FailedRun",
     "best_rows",
     "choices",
+    "comparison_rows",
     "configurations",
     "costs",
     "failed_runs",
@@ -67,6 +70,20 @@ class Cost:
     total: str
     mean: str
     memory: str
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """A row of the table of comparisons."""
+
+    first: str
+    second: str
+    asked: str
+    difference: str
+    effect: str
+    p: str
+    replicates: str
+    verdict: str
 
 
 @dataclass(frozen=True)
@@ -137,6 +154,32 @@ def _choice(point: Point, sparsity: str, tried: int, settings: Mapping[str, Mapp
         settings=_together(settings[point.method][point.configuration]) or "the only configuration",
         configuration=point.configuration,
     )
+
+
+def comparison_rows(comparisons: Iterable[Comparison], metric: str) -> list[ComparisonRow]:
+    """The table of comparisons: every two methods at every sparsity, the higher mean first."""
+    rows = []
+    for comparison in comparisons:
+        apart = comparison.difference
+        rows.append(
+            ComparisonRow(
+                first=comparison.first,
+                second=comparison.second,
+                asked=asked(comparison.sparsity),
+                difference=points_of(apart, metric),
+                effect=NOTHING if apart.effect_size is None else f"{apart.effect_size:.1f}",
+                p=f"{comparison.adjusted_p:.4f}" if apart.testable else NOTHING,
+                replicates=count(apart.n, "pair" if apart.paired else "seed"),
+                verdict=_verdict(comparison),
+            )
+        )
+    return rows
+
+
+def _verdict(comparison: Comparison) -> str:
+    if comparison.shown:
+        return f"{comparison.first} is better"
+    return "no difference shown" if comparison.difference.testable else "cannot be tested"
 
 
 def costs(data: StudyData) -> list[Cost]:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sparsebench.analysis.statistics import Estimate
+from sparsebench.analysis.statistics import Difference, Estimate
 
-__all__ = ["NOTHING", "asked", "count", "duration", "listing", "measured", "memory", "metric_label", "spread", "value"]
+__all__ = [
+    "NOTHING",
+    "asked",
+    "count",
+    "duration",
+    "listing",
+    "measured",
+    "memory",
+    "metric_label",
+    "points_of",
+    "spread",
+    "value",
+]
 
 NOTHING = "\N{EN DASH}"
 _SPACE = "\N{NO-BREAK SPACE}"
@@ -35,6 +47,19 @@ def value(estimate: Estimate | None) -> str:
     if estimate.half_width is None:
         return f"{estimate.mean:.2f}"
     return f"{estimate.mean:.2f}{_SPACE}±{_SPACE}{estimate.half_width:.2f}"
+
+
+def points_of(apart: Difference, metric: str) -> str:
+    """A difference with its interval and unit: percentage points where the metric is in per cent.
+
+    Example:
+        >>> points_of(Difference(6.9, 0.5, 4.0, 5, True, 8.0), "accuracy").replace(_SPACE, " ")
+        '6.90 ± 1.39 points'
+    """
+    unit = "points" if metric in _UNITS else metric
+    half = apart.half_width()
+    interval = "" if half is None else f"{_SPACE}±{_SPACE}{half:.2f}"
+    return f"{apart.mean:.2f}{interval}{_SPACE}{unit}"
 
 
 def asked(sparsity: float) -> str:

@@ -1,0 +1,111 @@
+"""Values that papers print for a workload, as curves beside ours and as a table against them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+
+from sparsebench.analysis import sparsity_axis
+from sparsebench.analysis.frontiers import DENSE, Frontiers, best_point
+from sparsebench.analysis.palette import Style
+from sparsebench.analysis.wording import NOTHING, asked, value
+from sparsebench.records.published.values import PublishedValue, published_values
+
+__all__ = ["PublishedCurve", "PublishedRow", "published_curves", "published_rows", "published_traces"]
+
+
+@dataclass(frozen=True)
+class PublishedCurve:
+    """The values of one method as one paper prints them under one set of conditions, by ascending sparsity."""
+
+    reference: str
+    method: str
+    citation: str
+    note: str
+    values: tuple[PublishedValue, ...]
+
+    @property
+    def name(self) -> str:
+        """How the legend calls it."""
+        return f"{self.method} ({self.reference})"
+
+
+@dataclass(frozen=True)
+class PublishedRow:
+    """A row of the table of published values: what is printed, and what the runs of this page give by its rule."""
+
+    method: str
+    sparsity: str
+    printed: str
+    ours: str
+    source: str
+
+
+def published_curves(workload: str, metric: str) -> tuple[PublishedCurve, ...]:
+    """The printed curves of a workload, in the order of the file of published values; none where nobody printed any.
+
+    Example:
+        >>> [curve.name for curve in published_curves("wmt14-ende/transformer-base", "bleu")][:2]
+        ['dense (gale2019)', 'magnitude (gale2019)']
+    """
+    found: dict[tuple[str, str, str], list[PublishedValue]] = {}
+    for printed in published_values():
+        if (printed.workload, printed.metric) == (workload, metric):
+            found.setdefault((printed.reference, printed.method, printed.note), []).append(printed)
+    return tuple(
+        PublishedCurve(reference, method, own[0].citation, note, tuple(sorted(own, key=lambda printed: printed.sparsity)))
+        for (reference, method, note), own in found.items()
+    )
+
+
+def published_traces(curves: Sequence[PublishedCurve], look: Mapping[str, Style]) -> Iterator[go.Scatter]:
+    """Dotted lines with open marks, in the colour of the method; a printed range is an error bar."""
+    for curve in curves:
+        if curve.method == DENSE:
+            continue
+        style = look[curve.method]
+        middles = [(printed.low + printed.high) / 2.0 for printed in curve.values]
+        yield go.Scatter(
+            x=[round(sparsity_axis.position(printed.sparsity), 5) for printed in curve.values],
+            y=middles,
+            error_y={"array": [printed.high - middle for printed, middle in zip(curve.values, middles, strict=True)]},
+            text=[
+                f"<b>{curve.method}</b>, printed in {curve.reference}<br>{_printed(printed)} at {asked(printed.sparsity)}"
+                + (f"<br>{curve.note}" if curve.note else "")
+                for printed in curve.values
+            ],
+            hovertemplate="%{text}<extra></extra>",
+            mode="lines+markers",
+            name=f"{curve.name}, printed",
+            legendgroup=f"printed {curve.name} {curve.note}",
+            line={"color": style.colour, "width": 1.5, "dash": "dot"},
+            marker={"color": style.colour, "symbol": f"{style.symbol}-open", "size": 9},
+        )
+
+
+def published_rows(curves: Sequence[PublishedCurve], frontiers: Frontiers) -> list[PublishedRow]:
+    """The table of printed values, each beside the value that this page's rule gives for the same method and sparsity."""
+    rows = []
+    for curve in curves:
+        own = [point for point in frontiers.points if point.method == curve.method]
+        for printed in curve.values:
+            best = best_point(own, printed.sparsity)
+            source = f"{curve.citation}; {curve.note}" if curve.note else curve.citation
+            rows.append(
+                PublishedRow(
+                    method=curve.method,
+                    sparsity=NOTHING if curve.method == DENSE else asked(printed.sparsity),
+                    printed=_printed(printed),
+                    ours=value(None if best is None else best.test),
+                    source=source,
+                )
+            )
+    return rows
+
+
+def _printed(printed: PublishedValue) -> str:
+    if printed.low == printed.high:
+        return f"{printed.low:.2f}"
+    return f"{printed.low:.2f}\N{EN DASH}{printed.high:.2f}"
