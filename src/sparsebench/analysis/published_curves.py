@@ -62,9 +62,11 @@ def published_curves(workload: str, metric: str) -> tuple[PublishedCurve, ...]:
 
 def published_traces(curves: Sequence[PublishedCurve], look: Mapping[str, Style]) -> Iterator[go.Scatter]:
     """Dotted lines with open marks, in the colour of the method; a printed range is an error bar."""
+    names = [curve.name for curve in curves]
     for curve in curves:
         if curve.method == DENSE:
             continue
+        name = f"{curve.name}, {curve.note}" if names.count(curve.name) > 1 and curve.note else curve.name
         style = look[curve.method]
         middles = [(printed.low + printed.high) / 2.0 for printed in curve.values]
         yield go.Scatter(
@@ -78,7 +80,7 @@ def published_traces(curves: Sequence[PublishedCurve], look: Mapping[str, Style]
             ],
             hovertemplate="%{text}<extra></extra>",
             mode="lines+markers",
-            name=f"{curve.name}, printed",
+            name=f"{name}, printed",
             legendgroup=f"printed {curve.name} {curve.note}",
             line={"color": style.colour, "width": 1.5, "dash": "dot"},
             marker={"color": style.colour, "symbol": f"{style.symbol}-open", "size": 9},

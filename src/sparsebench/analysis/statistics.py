@@ -1,7 +1,7 @@
 """The mean of replicates and how far it may be off, differences between two methods, and many tests at once.
 
-Intervals are Student's t. A bootstrap over three seeds has three values to draw from and calls a quarter of all equal methods
-different; from about twenty seeds on it may be used, and then says the same as t does.
+Intervals are Student's t, at any number of seeds. A bootstrap over three seeds has three values to draw from and calls a quarter
+of all equal methods different.
 """
 
 from __future__ import annotations
