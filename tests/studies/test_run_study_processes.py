@@ -27,7 +27,7 @@ sparsities: [0.5]
 methods:
   magnitude: {{begin: 0.2, end: 0.8, frequency: 0.1, policy: returning}}
 """
-TABLE = "select * exclude (seconds, peak_memory_bytes) from results order by seed, split, metric"
+TABLE = "select * exclude (seconds, processor_seconds, peak_memory_bytes) from results order by seed, split, metric"
 
 
 @dataclass
