@@ -41,7 +41,7 @@ class Comparison:
     @property
     def shown(self) -> bool:
         """Whether the difference is shown by the decision rule."""
-        return self.difference.testable and self.adjusted_p <= ERROR_RATE
+        return self.adjusted_p <= ERROR_RATE
 
 
 def compare(frontiers: Frontiers, *, paired: bool) -> list[Comparison]:

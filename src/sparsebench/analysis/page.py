@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from sparsebench.analysis.comparisons import areas, compare, in_words
+from sparsebench.analysis.comparisons import ERROR_RATE, areas, compare, in_words
 from sparsebench.analysis.figures import View, trade_off
 from sparsebench.analysis.frontiers import DENSE, TOLERANCE, find_frontiers
 from sparsebench.analysis.layer_figures import layer_figures
@@ -89,6 +89,7 @@ def render_page(directory: Path) -> str:
         verdicts=in_words(comparisons, data.note.workload, data.metric),
         comparisons=comparison_rows(comparisons, data.metric),
         paired=paired,
+        error_rate=f"{ERROR_RATE:.2f}",
         published=published_rows(published, frontiers),
         dense=frontiers.dense and value(frontiers.dense.test),
         dense_seeds=frontiers.dense.test.n if frontiers.dense else 0,

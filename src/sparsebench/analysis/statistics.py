@@ -79,9 +79,7 @@ def estimate(values: Iterable[float], level: float = LEVEL) -> Estimate:
     n = len(numbers)
     if n < 2:
         return Estimate(centre, None, n)
-    deviation = math.sqrt(math.fsum((number - centre) ** 2 for number in numbers) / (n - 1))
-    quantile = float(scipy.stats.t.ppf((1.0 + level) / 2.0, n - 1))
-    return Estimate(centre, quantile * deviation / math.sqrt(n), n)
+    return Estimate(centre, _quantile(level, n - 1) * math.sqrt(_variance(numbers)) / math.sqrt(n), n)
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Difference:
         """Half the width of the t interval around the difference; None where there is no spread to tell it from."""
         if not self.standard_error:
             return None
-        return float(scipy.stats.t.ppf((1.0 + level) / 2.0, self.freedom)) * self.standard_error
+        return _quantile(level, self.freedom) * self.standard_error
 
     def p_above(self, limit: float = 0.0) -> float:
         """How probable so high a difference, or a higher one, would be if the true one were `limit`; 1 where nothing varies."""
@@ -215,6 +213,11 @@ def area_under_curve(places: Sequence[float], values: Sequence[float]) -> float:
     pieces = zip(itertools.pairwise(places), itertools.pairwise(values), strict=True)
     area = math.fsum((right - left) * (before + after) / 2.0 for (left, right), (before, after) in pieces)
     return area / (places[-1] - places[0])
+
+
+def _quantile(level: float, freedom: float) -> float:
+    """How many standard errors the t interval of a level reaches to either side."""
+    return float(scipy.stats.t.ppf((1.0 + level) / 2.0, freedom))
 
 
 def _variance(values: Sequence[float]) -> float:
