@@ -11,7 +11,7 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 
 from sparsebench import l0_regularization, variational_dropout
-from sparsebench.sparsifiers.stochastic.rows import _numbered
+from sparsebench.sparsifiers.stochastic.sampled_weight import _numbered
 
 TOKENS = torch.tensor([[5, 1, 5], [19, 1, 0]])
 

@@ -330,20 +330,21 @@ class MaskedSparsifier:
         sparsity = self._schedule.sparsity(self._step, group.sparsity)
         candidates = masks if self._policy == "gone" else None
         key = of_weight_alone(self._score)
-        if key is not None and isinstance(self._structure, Element) and not self._weights.spread:
-            kept = all_but([matrix.tensor for matrix in matrices], candidates, sparsity, key)
-            return {matrix.name: mask for matrix, mask in zip(matrices, kept, strict=True)}
-        scores = [
-            checked_score(self._score, self._layer_state(matrix, mask), self._step)
-            for matrix, mask in zip(matrices, masks, strict=True)
-        ]
         if self._weights.spread:
             from sparsebench.sparsifiers.masked.sharded import choose_sharded_masks
 
-            kept = choose_sharded_masks(matrices, scores, candidates, sparsity)
+            kept = choose_sharded_masks(matrices, self._scores(matrices, masks), candidates, sparsity)
+        elif key is not None and isinstance(self._structure, Element):
+            kept = all_but([matrix.tensor for matrix in matrices], candidates, sparsity, key)
         else:
-            kept = choose_masks(self._structure, matrices, scores, candidates, sparsity)
+            kept = choose_masks(self._structure, matrices, self._scores(matrices, masks), candidates, sparsity)
         return {matrix.name: mask for matrix, mask in zip(matrices, kept, strict=True)}
+
+    def _scores(self, matrices: Sequence[WeightMatrix], masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [
+            checked_score(self._score, self._layer_state(matrix, mask), self._step)
+            for matrix, mask in zip(matrices, masks, strict=True)
+        ]
 
     def _layer_state(self, matrix: WeightMatrix, mask: torch.Tensor) -> LayerState:
         generator = keyed_generator(self._seed, self._step, matrix.name)

@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.stochastic.distribution import Derivatives
-from sparsebench.sparsifiers.stochastic.operations import LookUp, Operation
-from sparsebench.sparsifiers.stochastic.rows import sample_rows
+from sparsebench.sparsifiers.stochastic.operations import Operation
+from sparsebench.sparsifiers.stochastic.sampled_weight import with_sampled_weight
 
 __all__ = ["HardConcrete", "evaluation_gate", "sample_gate"]
 
@@ -89,9 +89,7 @@ class HardConcrete:
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         """The layer with one sample of every weight's gate for the whole batch."""
-        if isinstance(operation, LookUp):
-            return sample_rows(self, operation, input, weight, auxiliary)
-        return operation(input, self.sample_weight(weight, auxiliary, self.noise_like(auxiliary)), bias)
+        return with_sampled_weight(self, operation, input, weight, auxiliary, bias)
 
     def noise_like(self, auxiliary: torch.Tensor) -> torch.Tensor:
         """Uniform numbers from [0, 1)."""

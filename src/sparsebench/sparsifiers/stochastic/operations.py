@@ -24,9 +24,6 @@ class Operation(Protocol):
 class LinearOperation(Operation, Protocol):
     """An operation that is linear in input and weight, the bias apart."""
 
-    def square(self, input: torch.Tensor) -> torch.Tensor:
-        """The elementwise square of the input, as an input."""
-
     def gradients(
         self, gradient: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, needed: tuple[bool, bool]
     ) -> Gradients:
@@ -39,10 +36,6 @@ class Matrix(NamedTuple):
     def __call__(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """`input @ weight.T + bias`."""
         return F.linear(input, weight, bias)
-
-    def square(self, input: torch.Tensor) -> torch.Tensor:
-        """See LinearOperation."""
-        return input.square()
 
     def gradients(
         self, gradient: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, needed: tuple[bool, bool]
@@ -58,10 +51,6 @@ class TransposedMatrix(NamedTuple):
     def __call__(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """`input @ weight + bias`."""
         return F.linear(input, weight.t(), bias)
-
-    def square(self, input: torch.Tensor) -> torch.Tensor:
-        """See LinearOperation."""
-        return input.square()
 
     def gradients(
         self, gradient: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, needed: tuple[bool, bool]
@@ -96,10 +85,6 @@ class Convolution(NamedTuple):
     def __call__(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """The convolution."""
         return _CONVOLVE[weight.dim()](input, weight, bias, *self)
-
-    def square(self, input: torch.Tensor) -> torch.Tensor:
-        """See LinearOperation."""
-        return input.square()
 
     def gradients(
         self, gradient: torch.Tensor, input: torch.Tensor, weight: torch.Tensor, needed: tuple[bool, bool]

@@ -1,4 +1,4 @@
-"""Noisy rows of a weight that is looked up: only those are sampled that are asked for."""
+"""A layer with one sample of its whole weight; where rows are looked up, only those are sampled that are asked for."""
 
 from __future__ import annotations
 
@@ -6,31 +6,42 @@ import torch
 from torch.nn import functional as F
 
 from sparsebench.sparsifiers.stochastic.distribution import Distribution
-from sparsebench.sparsifiers.stochastic.operations import LookUp
+from sparsebench.sparsifiers.stochastic.operations import LookUp, Operation
 
-__all__ = ["sample_rows"]
+__all__ = ["with_sampled_weight"]
 
 
-def sample_rows(
-    distribution: Distribution, operation: LookUp, input: torch.Tensor, weight: torch.Tensor, auxiliary: torch.Tensor
+def with_sampled_weight(
+    distribution: Distribution,
+    operation: Operation,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    auxiliary: torch.Tensor,
+    bias: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Rows of one sample of the whole weight: where a row is asked for twice, it is the same both times.
+    """The operation's output for one sample of the whole weight: a row that is looked up twice is the same both times.
 
     Args:
         distribution: Samples weights.
-        operation: Looks rows up.
-        input: Indices of rows, of any shape.
-        weight: [rows, features].
+        operation: What the layer does.
+        input: Its input.
+        weight: The layer's weight.
         auxiliary: The auxiliary parameter of each weight.
-
-    Returns:
-        A tensor of the shape [*input.shape, features].
+        bias: The layer's bias.
     """
+    if isinstance(operation, LookUp):
+        return _rows(distribution, operation, input, weight, auxiliary)
+    return operation(input, distribution.sample_weight(weight, auxiliary, distribution.noise_like(auxiliary)), bias)
+
+
+def _rows(
+    distribution: Distribution, operation: LookUp, input: torch.Tensor, weight: torch.Tensor, auxiliary: torch.Tensor
+) -> torch.Tensor:
     rows, of_rows = operation(input, weight), operation(input, auxiliary)
     if input.numel() < weight.shape[0]:
-        noise, index = distribution.noise_like(of_rows.detach().flatten(0, -2)), _numbered(input)
+        noise, index = distribution.noise_like(of_rows.flatten(0, -2)), _numbered(input)
     else:
-        noise, index = distribution.noise_like(auxiliary.detach()), input
+        noise, index = distribution.noise_like(auxiliary), input
     return distribution.sample_weight(rows, of_rows, F.embedding(index, noise))
 
 

@@ -13,7 +13,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.stochastic.distribution import Derivatives
 from sparsebench.sparsifiers.stochastic.noise import normal_like
 from sparsebench.sparsifiers.stochastic.operations import LinearOperation, LookUp, Matrix, Operation, TransposedMatrix
-from sparsebench.sparsifiers.stochastic.rows import sample_rows
+from sparsebench.sparsifiers.stochastic.sampled_weight import with_sampled_weight
 
 __all__ = ["Noise", "VariationalDropout", "log_alpha"]
 
@@ -84,13 +84,11 @@ class VariationalDropout:
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         """The local reparameterization: the output's own mean and variance, `sqrt(x^2 sigma^2 + 1e-8)` times noise."""
+        if self.noise == "weight":
+            return with_sampled_weight(self, operation, input, weight, auxiliary, bias)
         if isinstance(operation, LookUp):
-            if self.noise == "weight":
-                return sample_rows(self, operation, input, weight, auxiliary)
             rows, variance = operation(input, weight), operation(input, auxiliary).exp()
             return torch.addcmul(rows, (variance + VARIANCE_FLOOR).sqrt(), normal_like(rows.detach()))
-        if self.noise == "weight":
-            return operation(input, self.sample_weight(weight, auxiliary, self.noise_like(auxiliary)), bias)
         mean = operation(input, weight, bias)
         noise_of = mean.detach()
         if self.noise == "example" and isinstance(operation, (Matrix, TransposedMatrix)) and mean.dim() > 2:
@@ -150,15 +148,14 @@ class _WithNoise(torch.autograd.Function):
         noise: torch.Tensor,
         operation: LinearOperation,
     ) -> torch.Tensor:
-        variance = operation(operation.square(input), log_sigma2.exp(), None)
+        variance = operation(input.square(), log_sigma2.exp(), None)
         # The floor is 0 in float16.
         full = torch.promote_types(variance.dtype, torch.float32)
         deviation = variance.to(full).add_(VARIANCE_FLOOR).sqrt_().to(variance.dtype)
         ctx.operation = operation
         output = torch.addcmul(mean, deviation, noise)
-        ctx.save_for_backward(
-            input, log_sigma2, torch.div(noise, deviation, out=deviation)
-        )  # twice the derivative by the variance
+        # Twice the derivative of the output by the variance, in the memory of the deviation.
+        ctx.save_for_backward(input, log_sigma2, torch.div(noise, deviation, out=deviation))
         return output
 
     @staticmethod
@@ -166,7 +163,7 @@ class _WithNoise(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         input, log_sigma2, quotient = ctx.saved_tensors
         twice = gradient * quotient
-        variance, squared = log_sigma2.exp(), ctx.operation.square(input)
+        variance, squared = log_sigma2.exp(), input.square()
         # Under autocast the operation was done in a narrower type than that of its arguments.
         twice_of_square, twice_of_variance = ctx.operation.gradients(
             twice, squared.to(twice.dtype), variance.to(twice.dtype), ctx.needs_input_grad[1:3]
