@@ -49,13 +49,28 @@ def operations_of_a_step(layers, optimizer_type, policy, sparse=True):
 
 
 @pytest.mark.parametrize("policy", ["gone", "returning"])
-@pytest.mark.parametrize(("optimizer_type", "passes"), [(torch.optim.SGD, 1), (Mixing, 2)])
-def test_peers_row_9_one_fused_pass_masks_all_tensors_of_a_step(optimizer_type, passes, policy):
-    """Weights after the step; before it gradients too where the optimizer may mix them; no more for 40 tensors than for 2."""
+@pytest.mark.parametrize(("optimizer_type", "gradients"), [(torch.optim.SGD, {}), (Mixing, {"_foreach_mul_": 1})])
+def test_peers_row_9_one_pass_masks_all_tensors_of_a_step(optimizer_type, gradients, policy):
+    """One product for each weight after the step; before it all gradients at once too where the optimizer may mix them."""
     for layers in (2, 40):
         own = operations_of_a_step(layers, optimizer_type, policy)
         own.subtract(operations_of_a_step(layers, optimizer_type, policy, sparse=False))
-        assert {name: count for name, count in own.items() if count} == {"_foreach_mul_": passes}
+        products = {"detach": layers, "mul_": layers}
+        assert {name: count for name, count in own.items() if count} == products | gradients
+
+
+def test_peers_row_9_weights_in_parts_are_masked_at_once():
+    """As those on a device are, where each operation by itself is a launch."""
+    torch.manual_seed(0)
+    model = nn.ModuleList(nn.MultiheadAttention(4, 1) for _ in range(3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = sparsebench.magnitude_pruning(sparsity=0.5, begin=0, end=0, frequency=1)
+    sparsifier.prepare(model)
+    sparsifier.attach(optimizer)
+    with Operations() as operations:
+        optimizer.step()
+    assert operations.counts["_foreach_mul_"] == 1
+    assert operations.counts["mul_"] == 0
 
 
 @pytest.mark.parametrize("build", [sparsebench.magnitude_pruning, sparsebench.random_pruning])

@@ -218,6 +218,21 @@ def test_synflow_never_empties_a_layer_of_a_chain_at_999_per_mille(kind, seed):
         assert emptied(sparsebench.initialize_masks(model, sparsity=0.999, score="magnitude")), "the control must fail"
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=4, max_size=6), st.integers(0, 3), st.integers(0, 10_000))
+def test_synflow_never_empties_a_layer_while_there_is_a_weight_for_each(widths, spare, seed):
+    """Chains of any widths, as many weights kept as there are layers and hardly more; 99.9 % where they are wide."""
+    torch.manual_seed(seed)
+    layers = [nn.Linear(inputs, outputs) for inputs, outputs in itertools.pairwise(widths)]
+    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
+    total = sum(layer.weight.numel() for layer in layers)
+    kept = min(max(len(layers) + spare, total // 1000), total)
+    batches = [(torch.randn(2, widths[0]), torch.tensor([0, 0]))]
+    masks = sparsebench.initialize_masks(model, cross_entropy, batches, score="synflow", sparsity=1 - kept / total)
+    assert sum(int(mask.sum()) for mask in masks.values()) == kept
+    assert emptied(masks) == []
+
+
 @pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("allocation", ["global", "uniform", "erdos-renyi-kernel", {"head": 0.25}])
 def test_counts_are_exact(score, allocation):

@@ -72,7 +72,11 @@ CASES = {
 
 def test_every_masked_method_has_a_case():
     functions = {method.name: getattr(method.build, "func", method.build) for method in METHODS}
-    built_in = {name for name, function in functions.items() if function.__module__.startswith("sparsebench.")}
+    modules = {name: function.__module__ for name, function in functions.items()}
+    # Methods that go on from a trained network hold its masks; tests/training has theirs.
+    built_in = {
+        name for name, module in modules.items() if module.startswith("sparsebench.") and not module.endswith("inherited")
+    }
     assert built_in - {"dense", "variational-dropout", "l0"} == set(CASES)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparsebench.registry import Registry
-from sparsebench.sparsifiers import methods, sparse_training
+from sparsebench.sparsifiers import inherited, methods, sparse_training
 from sparsebench.sparsifiers.sparsifier import Sparsifier
 
 __all__ = ["METHODS", "Method"]
@@ -24,7 +24,8 @@ class Method:
         summary: One line for lists and reports.
         paper: Its source.
         build: Makes the sparsifier from keyword arguments with annotated types; arguments annotated `Steps` and `Penalty` are
-            given by studies relative to the training's length and set. An argument `seed` gets the run's seed.
+            given by studies relative to the training's length and set. An argument `seed` gets the run's seed; one called
+            `inherited` gets the network of the finished run that a run goes on from.
         defaults: Values, as a study would write them, of arguments that a study leaves out.
         revision: Raised when the same arguments begin to mean something else, so that old results are not taken for new ones.
         auxiliary: Whether it learns parameters of its own, which have their own learning rate.
@@ -55,6 +56,7 @@ _PRUNING = {"begin": 0.0, "end": 0.5, "frequency": 0.02}
 _MOVING = {"begin": 0.0, "end": 0.75, "frequency": 0.02}
 _RAMP = {"begin": 0.0, "end": 0.4}
 _RIGL = "Evci et al. 2020, arXiv:1911.11134"
+_SCRATCH = "Liu et al. 2019, arXiv:1810.05270"
 _GALE = "Gale, Elsen and Hooker 2019, arXiv:1902.09574"
 
 METHODS: Registry[Method] = Registry(
@@ -153,6 +155,31 @@ METHODS: Registry[Method] = Registry(
             methods.l0_regularization,
             _RAMP | {"penalty": 1.0},
             auxiliary=True,
+        ),
+        # Stages of a study alone run these.
+        Method(
+            "lottery-ticket",
+            "in stages of studies: masks of a trained network, trained again from its own initial or early weights",
+            "Frankle and Carbin 2019, arXiv:1803.03635",
+            inherited.lottery_ticket,
+        ),
+        Method(
+            "scratch-e",
+            "in stages of studies: masks of a trained network, trained from new weights for as many steps",
+            _SCRATCH,
+            inherited.scratch,
+        ),
+        Method(
+            "scratch-b",
+            "in stages of studies: masks of a trained network, trained from new weights, for up to twice the steps",
+            _SCRATCH,
+            inherited.scratch,
+        ),
+        Method(
+            "iterative-magnitude",
+            "in stages of studies: weights dropped in rounds, each trained from the initial or early weights",
+            "Frankle and Carbin 2019, arXiv:1803.03635; Frankle et al. 2020, arXiv:1912.05671",
+            inherited.iterative_magnitude,
         ),
     ],
 )

@@ -79,5 +79,8 @@ def _beginning(optimizer: torch.optim.Optimizer, options: dict[str, Any], name: 
 def _clean(value: torch.Tensor, kept: torch.Tensor, beginning: float) -> None:
     if beginning == 0.0:
         multiply([value], [kept])
+        # An infinity times zero is NaN. Filling takes many times as long as product and sum, so it is for those who need it.
+        if not bool(value.sum().isfinite()):
+            value.masked_fill_(kept == 0, 0.0)
     else:
         value.copy_(torch.where(kept.bool(), value, beginning))
