@@ -1,0 +1,1 @@
+"""Translation: parallel text, a shared subword vocabulary, the Transformer, decoding, BLEU."""
