@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Protocol, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 from torch import nn
 
-__all__ = ["Recipe", "Split", "Workload"]
+__all__ = [
+    "AveragesTerms",
+    "CountsSteps",
+    "HeadsOfWeight",
+    "NamesHeads",
+    "Recipe",
+    "SignsScores",
+    "Split",
+    "Workload",
+    "without_later_defaults",
+]
 
 Split: TypeAlias = Literal["validation", "test"]
+
+
+def without_later_defaults(model: type[BaseModel], later: frozenset[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a model's fields, without those of later fields that are the default.
+
+    Args:
+        model: The model.
+        later: Fields that came after its first format, each with a default that means what was meant before.
+        values: All values by field.
+    """
+    fields = model.model_fields
+
+    def is_default(name: str, value: Any) -> bool:
+        default = fields[name].default
+        return bool(value == (list(default) if isinstance(value, list) and isinstance(default, tuple) else default))
+
+    return {name: value for name, value in values.items() if name not in later or not is_default(name, value)}
 
 
 class Recipe(BaseModel):
@@ -18,16 +54,30 @@ class Recipe(BaseModel):
 
     Attributes:
         steps: Optimizer steps.
-        batch_size: Examples a step.
-        optimizer: "adamw" (torch's, fused, default betas) or "sgd" (Nesterov momentum 0.9).
+        batch_size: Examples a step; where the workload says so, tokens.
+        optimizer: "adamw" (torch's, fused; without weight decay it is Adam) or "sgd" (Nesterov momentum 0.9).
         learning_rate: At its height.
-        learning_rate_schedule: "constant", "cosine" (half a wave down to zero at the last step), or "trapezoid" (constant for
-            half of the training, then linearly down to zero).
+        learning_rate_schedule: "constant", "cosine" (half a wave down to zero at the last step), "trapezoid" (constant for
+            half of the training, then linearly down to zero), "step" (multiplied by `learning_rate_decay` at each milestone), or
+            "inverse-square-root" (Vaswani et al. 2017, arXiv 1706.03762, eq. 3: after the warm-up it falls with the root of the
+            steps; its height is their d^-0.5 * warmup_steps^-0.5).
         warmup_steps: Steps of linear rise to the learning rate.
         weight_decay: As the optimizer means it: decoupled in adamw, a gradient in sgd.
         label_smoothing: Probability mass spread over all classes, in [0, 1).
         auxiliary_lr_scale: Learning rate of a method's own parameters, as a multiple; None where it has none.
         threads: CPU threads; results differ in the last bits between numbers of threads.
+        adam_beta1: Decay of the mean of gradients, in [0, 1); adamw only.
+        adam_beta2: Decay of the mean of squared gradients, in [0, 1); adamw only.
+        adam_epsilon: Added to their root; adamw only.
+        dropout: Probability of every dropout layer of the network, in [0, 1); None as the workload has it.
+        averaged_checkpoints: The final weights are the mean of those after so many steps; 1 takes the last step's.
+        averaging_interval: Steps between those, counted back from the last.
+        milestones: Fractions of training at which "step" lowers the learning rate, in (0, 1).
+        learning_rate_decay: The factor that "step" lowers it by, in (0, 1).
+        precision: "float32", or "bfloat16" for autocast to it, in training and in evaluation; weights stay float32.
+        weight_decay_on: "all" parameters, or the "weights" of more than one dimension: not biases, not batch norm.
+        batch_norm_batches: Batch norm's statistics are estimated anew over so many training batches at every evaluation point,
+            after thresholding; 0 leaves those of the training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -36,12 +86,53 @@ class Recipe(BaseModel):
     batch_size: Annotated[int, Field(ge=1)]
     optimizer: Literal["adamw", "sgd"]
     learning_rate: Annotated[float, Field(gt=0)]
-    learning_rate_schedule: Literal["constant", "cosine", "trapezoid"] = "cosine"
+    learning_rate_schedule: Literal["constant", "cosine", "trapezoid", "step", "inverse-square-root"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     auxiliary_lr_scale: Annotated[float, Field(gt=0)] | None = None
     threads: Annotated[int, Field(ge=1)] = 1
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    averaged_checkpoints: Annotated[int, Field(ge=1)] = 1
+    averaging_interval: Annotated[int, Field(ge=1, validate_default=True)] = 1
+    milestones: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = ()
+    learning_rate_decay: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    weight_decay_on: Literal["all", "weights"] = "all"
+    batch_norm_batches: Annotated[int, Field(ge=0)] = 0
+
+    # Fields that came after format 1.
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {
+            "adam_beta1",
+            "adam_beta2",
+            "adam_epsilon",
+            "dropout",
+            "averaged_checkpoints",
+            "averaging_interval",
+            "milestones",
+            "learning_rate_decay",
+            "precision",
+            "weight_decay_on",
+            "batch_norm_batches",
+        }
+    )
+
+    @field_validator("averaging_interval")
+    @classmethod
+    def _averages_steps_that_there_are(cls, interval: int, given: ValidationInfo) -> int:
+        averaged, steps = given.data.get("averaged_checkpoints", 1), given.data.get("steps")
+        if steps is not None and (averaged - 1) * interval >= steps:
+            raise ValueError(f"{averaged} checkpoints so far apart do not fit into {steps} steps")
+        return interval
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A field that came later is left out where it has its default, so that configurations keep their ids."""
+        return without_later_defaults(type(self), self.LATER, handler(self))
 
 
 class Workload(Protocol):
@@ -86,3 +177,42 @@ class Workload(Protocol):
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """All metrics of a split; the model's training flag is put back."""
+
+
+@runtime_checkable
+class CountsSteps(Protocol):
+    """A Workload whose batches are not counted in examples, so that it must say itself how many an epoch has."""
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Steps of one pass over the training set; an error where no such batch is possible."""
+
+
+@runtime_checkable
+class AveragesTerms(Protocol):
+    """A Workload whose loss is not a mean over examples, so that it must say itself what it is a mean over."""
+
+    def terms(self, batch: Any) -> int:
+        """How many terms the loss of a batch is the mean of."""
+
+
+@runtime_checkable
+class SignsScores(Protocol):
+    """A Workload whose scores have settings that must be told with them."""
+
+    def signatures(self) -> dict[str, str]:
+        """What exactly each score measures, by its name."""
+
+
+class HeadsOfWeight(NamedTuple):
+    """How attention heads share a weight: equal, consecutive parts of a dimension, one for each head."""
+
+    dimension: int
+    heads: int
+
+
+@runtime_checkable
+class NamesHeads(Protocol):
+    """A Workload whose networks have attention heads, so that the sparsity of each can be told."""
+
+    def attention_heads(self, model: nn.Module) -> Mapping[str, HeadsOfWeight]:
+        """Of each weight that heads share, by its name."""

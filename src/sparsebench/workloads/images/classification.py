@@ -11,24 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sparsebench.workloads.images.measures import Images, accuracy_and_loss, classification_loss
 from sparsebench.workloads.workload import Recipe, Split
 
 __all__ = ["ImageClassification", "ImageSplits", "Images"]
 
 EVALUATION_BATCH = 1024
-
-
-@dataclass(frozen=True)
-class Images:
-    """Labelled images.
-
-    Attributes:
-        pixels: float32 [examples, channels, height, width], normalised.
-        labels: int64 [examples].
-    """
-
-    pixels: torch.Tensor
-    labels: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -86,24 +74,13 @@ class ImageClassification:
 
     def loss(self, model: nn.Module, batch: Images, label_smoothing: float) -> torch.Tensor:
         """Cross entropy, averaged over the batch."""
-        return F.cross_entropy(model(batch.pixels), batch.labels, label_smoothing=label_smoothing)
+        return classification_loss(model, batch, label_smoothing)
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Accuracy in per cent, and mean cross entropy."""
         images: Images = getattr(self.load(), split)
-        was_training = model.training
-        model.eval()
-        try:
-            correct, loss = 0, 0.0
-            for begin in range(0, len(images.labels), EVALUATION_BATCH):
-                labels = images.labels[begin : begin + EVALUATION_BATCH]
-                outputs = model(images.pixels[begin : begin + EVALUATION_BATCH])
-                correct += int((outputs.argmax(1) == labels).sum())
-                loss += float(F.cross_entropy(outputs, labels, reduction="sum"))
-        finally:
-            model.train(was_training)
-        return {"accuracy": 100.0 * correct / len(images.labels), "loss": loss / len(images.labels)}
+        parts = zip(torch.split(images.pixels, EVALUATION_BATCH), torch.split(images.labels, EVALUATION_BATCH), strict=True)
+        return accuracy_and_loss(model, (Images(*part) for part in parts))
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,0 +1,83 @@
+"""Where data lies: $SPARSEBENCH_DATA, the cache, a download, in this order."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from sparsebench.errors import SparsebenchError
+
+__all__ = ["cache_folder", "data_folder"]
+
+SECONDS = 30.0  # without an answer
+
+
+def cache_folder() -> Path:
+    """Where downloads and prepared corpora are kept: $SPARSEBENCH_CACHE, or `sparsebench` in the user's cache folder."""
+    if named := os.environ.get("SPARSEBENCH_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sparsebench"
+
+
+def data_folder(
+    name: str,
+    downloads: Mapping[str, str],
+    others: Sequence[str] = (),
+    is_it: Callable[[Path], bool] = lambda folder: False,
+    contents: str | None = None,
+) -> Path:
+    """The folder of a data set: `name` in $SPARSEBENCH_DATA if it is there, else in the cache, else a download into the cache.
+
+    Args:
+        name: The data set's.
+        downloads: Addresses of its files, by the names they get; none where a person must fetch them.
+        others: Further names that its folder may have in $SPARSEBENCH_DATA.
+        is_it: Whether a folder holds the files of such a set, so that $SPARSEBENCH_DATA may be the set's own folder.
+        contents: What the folder must hold, for the message; the files that would be downloaded where left out.
+
+    Raises:
+        SparsebenchError: $SPARSEBENCH_DATA is no folder; or the set is nowhere and cannot be downloaded. The message says how to
+            provide it.
+    """
+    if given := os.environ.get("SPARSEBENCH_DATA"):
+        data = Path(given).expanduser()
+        if not data.is_dir():
+            raise SparsebenchError(f"SPARSEBENCH_DATA={given!r} is no folder: expected one that holds a folder {name}")
+        for folder in (data / other for other in (name, *others)):
+            if folder.is_dir():
+                return folder
+        if is_it(data):
+            return data
+    folder = cache_folder() / "data" / name
+    if not folder.is_dir():
+        what = contents or f"its files ({', '.join(downloads)})"
+        provide = f"put {what} into $SPARSEBENCH_DATA/{name} or {folder}"
+        if not downloads:
+            raise SparsebenchError(f"{name} is not here: {provide}")
+        _download(name, downloads, folder, provide)
+    return folder
+
+
+def _download(name: str, downloads: Mapping[str, str], folder: Path, provide: str) -> None:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".downloading-", dir=folder.parent))
+    except OSError as error:
+        raise SparsebenchError(
+            f"{name} is not here, and {folder.parent} cannot be written ({error.strerror}): {provide}"
+        ) from error
+    try:
+        for file, address in downloads.items():
+            with urllib.request.urlopen(address, timeout=SECONDS) as answer, (partial / file).open("wb") as out:
+                shutil.copyfileobj(answer, out)
+        partial.rename(folder)
+    except (OSError, urllib.error.URLError) as error:
+        if not folder.is_dir():  # or another process was faster
+            raise SparsebenchError(f"{name} is not here and cannot be downloaded ({error}): {provide}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,149 @@
+"""Small images held in memory as uint8, augmented in batches without worker processes: flips and padded crops."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sparsebench.workloads.images.labelled import LabelledImages
+from sparsebench.workloads.images.measures import Images, accuracy_and_loss, classification_loss
+from sparsebench.workloads.images.networks import make_network
+from sparsebench.workloads.images.reading import RawSplits, held_out
+from sparsebench.workloads.workload import Recipe, Split
+
+__all__ = ["InMemoryImages"]
+
+EVALUATION_BATCH = 500
+VALIDATION = 5000
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Splits ready to draw from.
+
+    Attributes:
+        padded: Training images with a black border of `max_shift` pixels, uint8 [examples, height, width, channels].
+        labels: Theirs.
+        parts: The splits to evaluate on.
+        mean: Of each channel of the training images.
+        deviation: Theirs, standard.
+        classes: How many there are.
+        fingerprint: Stands for all images and labels.
+    """
+
+    padded: torch.Tensor
+    labels: torch.Tensor
+    parts: dict[Split, LabelledImages]
+    mean: torch.Tensor
+    deviation: torch.Tensor
+    classes: int
+    fingerprint: int
+
+
+@dataclass(frozen=True)
+class InMemoryImages:
+    """A Workload: a set of small images and a network.
+
+    Where the set has no validation split, a tenth of its training images, at most 5,000, drawn by hash, is held out for it.
+
+    Attributes:
+        name: As studies name it: set and network.
+        summary: One line.
+        code_revision: Raised when network or augmentation change.
+        recipe: The reference recipe.
+        read: Reads the data; called once a process.
+        network: One of `NETWORKS`, or timm's.
+        flip: Whether training images are mirrored, each with probability one half.
+        max_shift: They are moved by up to so many pixels in each direction, edges filled with black.
+        metric: The primary metric.
+    """
+
+    name: str
+    summary: str
+    code_revision: int
+    recipe: Recipe
+    read: Callable[[], RawSplits]
+    network: str
+    flip: bool
+    max_shift: int
+    metric: str = "accuracy"
+
+    @property
+    def revision(self) -> int:
+        """Stands for code and data: other images under the same name are other data."""
+        return self.code_revision * 2**48 + _prepared(self.read, self.max_shift).fingerprint
+
+    @property
+    def training_examples(self) -> int:
+        """N, the number of training images."""
+        return len(_prepared(self.read, self.max_shift).labels)
+
+    def build_model(self) -> nn.Module:
+        """A new network, its weights drawn from torch's default generator, in the memory format that convolutions prefer."""
+        data = _prepared(self.read, self.max_shift)
+        _, height, _, channels = data.parts["test"].pixels.shape
+        return make_network(self.network, channels, height, data.classes).to(memory_format=torch.channels_last)
+
+    def batch(self, seed: int, step: int, batch_size: int) -> Images:
+        """The training batch of a step; an epoch's last, incomplete batch is left out."""
+        data = _prepared(self.read, self.max_shift)
+        examples = len(data.labels)
+        epoch, position = divmod(step, max(examples // batch_size, 1))
+        order, moves, mirrored = _epoch(seed, epoch, examples, 2 * self.max_shift + 1)
+        chosen = order[position * batch_size : (position + 1) * batch_size]
+        height, width = data.parts["test"].pixels.shape[1:3]
+        rows = moves[chosen, 0, None] + torch.arange(height)
+        columns = moves[chosen, 1, None] + torch.arange(width)
+        if self.flip:
+            columns = torch.where(mirrored[chosen, None], columns.flip(1), columns)
+        pixels = data.padded[chosen[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return Images(_normalized(pixels, data), data.labels[chosen])
+
+    def loss(self, model: nn.Module, batch: Images, label_smoothing: float) -> torch.Tensor:
+        """Cross entropy in float32, averaged over the batch."""
+        return classification_loss(model, batch, label_smoothing)
+
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """Accuracy in per cent, and mean cross entropy."""
+        data = _prepared(self.read, self.max_shift)
+        part = data.parts[split]
+        batches = zip(torch.split(part.pixels, EVALUATION_BATCH), torch.split(part.labels, EVALUATION_BATCH), strict=True)
+        return accuracy_and_loss(model, (Images(_normalized(pixels, data), labels) for pixels, labels in batches))
+
+
+def _normalized(pixels: torch.Tensor, data: _Prepared) -> torch.Tensor:
+    """float32 [batch, channels, height, width] in channels_last, mean 0 and deviation 1 over the training set."""
+    return ((pixels.float() - data.mean) / data.deviation).permute(0, 3, 1, 2)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(seed: int, epoch: int, examples: int, shifts: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """An epoch's order; by example, where its crop begins (down, right) and whether it is mirrored."""
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(examples)
+    moves = generator.integers(0, shifts, (examples, 2))
+    return torch.from_numpy(order), torch.from_numpy(moves), torch.from_numpy(generator.random(examples) < 0.5)
+
+
+@functools.lru_cache(maxsize=2)
+def _prepared(read: Callable[[], RawSplits], max_shift: int) -> _Prepared:
+    raw = read()
+    training, validation = raw.training, raw.validation
+    if validation is None:
+        kept, out = held_out(training.labels, min(VALIDATION, max(len(training.labels) // 10, 1)), "validation")
+        validation = LabelledImages(training.pixels[out], training.labels[out], training.source)
+        training = LabelledImages(training.pixels[kept], training.labels[kept], training.source)
+    counts = torch.stack([plane.flatten().bincount(minlength=256) for plane in training.pixels.unbind(-1)]).double()
+    levels = torch.arange(256, dtype=torch.float64)
+    mean = (counts * levels).sum(1) / counts.sum(1)
+    deviation = ((counts * (levels - mean[:, None]).square()).sum(1) / counts.sum(1)).sqrt().clamp(min=1.0)
+    border = (0, 0, max_shift, max_shift, max_shift, max_shift)
+    parts: dict[Split, LabelledImages] = {"validation": validation, "test": raw.test}
+    padded = F.pad(training.pixels, border)
+    return _Prepared(padded, training.labels, parts, mean.float(), deviation.float(), raw.classes, raw.fingerprint)

@@ -1,0 +1,132 @@
+"""Images that are decoded while a network trains: batches hang on seed, epoch and example alone."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.workloads.images.loading import BatchStream, evaluation_batches, loader_processes
+from sparsebench.workloads.images.named_sets import images_workload
+from sparsebench.workloads.images.reading import read_encoded_splits
+from sparsebench.workloads.images.streamed import StreamedImages
+
+CLASSES, EACH, SIZE = 3, 7, 32
+
+
+def write_photographs(folder: Path) -> Path:
+    """JPEG files of different sizes, of which class 2 are grey; the red (or grey) level tells the example."""
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in range(CLASSES):
+            place = folder / split / f"class{label}"
+            place.mkdir(parents=True)
+            for number in range(EACH):
+                height, width = random.integers(40, 90, 2)
+                level = 10 * (label * EACH + number) + 20
+                shape = (height, width) if label == 2 else (height, width, 3)
+                Image.fromarray(np.full(shape, level, np.uint8)).save(place / f"{number}.jpeg", quality=95)
+    return folder
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    return write_photographs(tmp_path / "photographs")
+
+
+def levels(pixels: torch.Tensor) -> list[int]:
+    return [round((float(level) - 20) / 10) for level in pixels[:, 0, 16, 16]]
+
+
+def test_an_epoch_has_every_image_once_whatever_reads_it(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = read_encoded_splits(photographs, 10).training
+    batches = []
+    for processes in ("0", "2"):
+        monkeypatch.setenv("SPARSEBENCH_LOADER_PROCESSES", processes)
+        stream = BatchStream(images, SIZE, 3, 5)
+        batches.append([stream.batch(step) for step in range(7)])
+    assert len(images.labels) == CLASSES * EACH - 2  # a tenth is held out
+    for alone, by_processes in zip(*batches, strict=True):
+        assert torch.equal(alone.pixels, by_processes.pixels)
+        assert torch.equal(alone.labels, by_processes.labels)
+    seen = [level for batch in batches[0][:3] for level in levels(batch.pixels)]
+    assert len(set(seen)) == 15  # three batches of five an epoch, the rest left out
+    assert [level // EACH for level in seen] == torch.cat([batch.labels for batch in batches[0][:3]]).tolist()
+    assert levels(batches[0][0].pixels) != levels(batches[0][3].pixels)  # another epoch, another order
+
+
+def test_batches_are_the_same_from_the_middle_on_and_draw_no_noise(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEBENCH_LOADER_PROCESSES", "1")
+    images = read_encoded_splits(photographs, 10).training
+    whole, resumed = BatchStream(images, SIZE, 0, 4), BatchStream(images, SIZE, 0, 4)
+    before = torch.get_rng_state()
+    expected = [whole.batch(step) for step in range(9)]
+    for step in (5, 6, 7, 2, 8):
+        assert torch.equal(resumed.batch(step).pixels, expected[step].pixels)
+    assert torch.equal(torch.get_rng_state(), before)
+    other = BatchStream(images, SIZE, 1, 4).batch(0)
+    assert not torch.equal(other.pixels, expected[0].pixels)
+
+
+def test_evaluation_takes_the_middle_of_all_images_in_order(photographs: Path) -> None:
+    from torchvision.transforms import v2
+
+    images = read_encoded_splits(photographs, 10).test
+    batch = next(iter(evaluation_batches(images, SIZE)))
+    assert batch.labels.tolist() == sorted(batch.labels.tolist())
+    assert levels(batch.pixels) == list(range(CLASSES * EACH))
+    random = np.random.default_rng(5).integers(0, 256, (50, 80, 3), dtype=np.uint8)
+    path = photographs / "val" / "class0" / "0.jpeg"
+    Image.fromarray(random).save(path)
+    expected = v2.functional.center_crop(v2.functional.resize(v2.functional.pil_to_tensor(Image.open(path)), [36]), [32])
+    assert torch.equal(next(iter(evaluation_batches(images, SIZE))).pixels[0], expected)
+
+
+def test_examples_can_be_sent_to_processes_that_do_not_fork(photographs: Path) -> None:
+    images = read_encoded_splits(photographs, 10).training
+    assert pickle.loads(pickle.dumps(images)).read(3) == images.read(3)
+
+
+def test_workload_trains_evaluates_and_names_its_data(photographs: Path) -> None:
+    task = images_workload(f"resnet-18@{photographs}")
+    assert isinstance(task, StreamedImages)
+    model = task.build_model()
+    batch = task.batch(0, 0, 4)
+    assert batch.pixels.shape == (4, 3, 224, 224)
+    assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
+    grey = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
+    spread = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
+    back = batch.pixels * spread + grey
+    assert torch.allclose(back[:, 0], back[:, 2], atol=2.5)  # grey images, but for JPEG's rounding
+    task.loss(model, batch, 0.1).backward()  # type: ignore[no-untyped-call]
+    measured = task.evaluate(model, "test")
+    assert 0.0 <= measured["accuracy"] <= 100.0
+    assert model.training
+    revision = task.revision
+    (photographs / "train" / "class0" / "0.jpeg").rename(photographs / "train" / "class0" / "9.jpeg")
+    images_workload.cache_clear()
+    assert images_workload(f"resnet-18@{photographs}").revision != revision
+
+
+def test_damaged_files_and_settings_are_named(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = photographs / "val" / "class1" / "2.jpeg"
+    path.write_bytes(path.read_bytes()[:100])
+    for processes in ("0", "1"):
+        monkeypatch.setenv("SPARSEBENCH_LOADER_PROCESSES", processes)
+        with pytest.raises(SparsebenchError, match=r"2\.jpeg is not a readable image") as caught:
+            list(evaluation_batches(read_encoded_splits(photographs, 10).test, SIZE))
+        assert "\n" not in str(caught.value)
+    monkeypatch.setenv("SPARSEBENCH_LOADER_PROCESSES", "two")
+    with pytest.raises(SparsebenchError, match="SPARSEBENCH_LOADER_PROCESSES='two': expected a whole number"):
+        loader_processes()
+    (photographs / "val" / "class3").mkdir()
+    with pytest.raises(SparsebenchError, match="class3 is an empty class"):
+        read_encoded_splits(photographs, 10)
+    (photographs / "val" / "class3").rmdir()
+    with pytest.raises(SparsebenchError, match="has no image of class 3: expected some of all 1000 classes"):
+        read_encoded_splits(photographs, 10, 1000)
