@@ -3,35 +3,99 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+from typing_extensions import Self
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.schema import canonical_json, short_hash
+from sparsebench.records.schema import canonical_json, canonical_json_with, configuration_hash, text_hash
 from sparsebench.registry import nearest
+from sparsebench.sparsifiers.inherited import Inherited
 from sparsebench.sparsifiers.registry import METHODS, Method
 from sparsebench.sparsifiers.sparsifier import Sparsifier
 from sparsebench.sparsifiers.units import STEPS_UNIT, TIMES_ONE_OVER_N_UNIT
+from sparsebench.training.arguments import (
+    INHERITED,
+    argument_units,
+    checked_argument,
+    goes_on,
+    method_arguments,
+    method_parameters,
+    remembered,
+    step_parameters,
+    takes_sequence,
+    validated,
+)
 from sparsebench.training.times import to_steps
 from sparsebench.workloads.registry import WORKLOADS
-from sparsebench.workloads.workload import Recipe, Workload
+from sparsebench.workloads.workload import CountsSteps, Recipe, Workload, without_later_defaults
 
-__all__ = ["RunConfig", "build_sparsifier", "method_parameters", "resolve", "takes_sequence"]
+__all__ = [
+    "KeptSchedule",
+    "Parent",
+    "RunConfig",
+    "build_sparsifier",
+    "goes_on",
+    "method_arguments",
+    "method_parameters",
+    "resolve",
+    "resolve_parameters",
+    "resolve_recipe",
+    "step_parameters",
+    "steps_per_epoch",
+    "takes_sequence",
+]
 
 SEEDS = 2**63  # torch's generators take no larger ones
+
+
+class Parent(BaseModel):
+    """The finished run from which another takes its masks, and its weights where the method says so.
+
+    Attributes:
+        run_id: Its id.
+        configuration: Hash of its configuration without its seed: runs whose parents are replicates are replicates.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    configuration: str
+
+
+class KeptSchedule(BaseModel):
+    """How a run that is longer than its parent goes by the parent's learning rates.
+
+    Attributes:
+        variant: "constant-decay-points", "constant-final-rate" or "continued-decay"; see `training.longer_training`.
+        steps: Steps of the parent.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variant: Literal["constant-decay-points", "constant-final-rate", "continued-decay"]
+    steps: Annotated[int, Field(ge=1)]
 
 
 class RunConfig(BaseModel):
     """All that a run's numbers depend on, on a given machine.
 
     `parameters` are the method's arguments: times in steps, penalties in multiples of 1/N. Defaults are written out, so that a
-    later default cannot change what an old configuration means.
+    later default cannot change what an old configuration means. `parent` is None where the run begins by itself;
+    `keep_weights_at` is a step whose weights are kept for lottery tickets, None for none; `kept_schedule` is None where the
+    learning rate's schedule spans the run.
     """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"parent", "keep_weights_at", "kept_schedule"})  # came after format 1
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -43,11 +107,33 @@ class RunConfig(BaseModel):
     parameters: dict[str, Any]
     recipe: Recipe
     seed: Annotated[int, Field(ge=0, lt=SEEDS)]
+    parent: Parent | None = None
+    keep_weights_at: Annotated[int, Field(ge=1)] | None = None
+    kept_schedule: KeptSchedule | None = None
 
-    @property
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A field that came later is left out where it has its default, so that configurations keep their ids."""
+        return without_later_defaults(type(self), self.LATER, handler(self))
+
+    @functools.cached_property
     def run_id(self) -> str:
         """Sixteen hexadecimal digits that stand for this configuration and no other."""
-        return short_hash(self.model_dump(mode="json"))
+        fields = {name: self.__dict__[name] for name in _FIELDS}
+        told = without_later_defaults(RunConfig, self.LATER, fields)
+        plain = {name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value for name, value in told.items()}
+        return text_hash(canonical_json_with(plain, "recipe", _recipe_text(self.recipe)))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with changes; its id is its own."""
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("run_id", None)
+        return copied
+
+    @property
+    def configuration(self) -> str:
+        """The hash that replicates of this configuration share."""
+        return configuration_hash(self.model_dump(mode="json"))
 
     @property
     def target_sparsity(self) -> float | None:
@@ -56,27 +142,19 @@ class RunConfig(BaseModel):
         return None if sparsity is None else float(sparsity)
 
 
-def method_parameters(method: Method) -> dict[str, inspect.Parameter]:
-    """The arguments of a method that a study may set: all but the seed, which is the run's."""
-    return {name: parameter for name, parameter in _signature(method.build).items() if name != "seed"}
+_FIELDS = tuple(name for name in RunConfig.model_fields if name != "recipe")
+
+# By identity: recipes that are equal may hold 0.0 and -0.0.
+_RECIPE_TEXTS: dict[int, tuple[Recipe, str]] = {}
 
 
-def takes_sequence(method: Method, name: str) -> bool:
-    """Whether an argument of a method is itself a sequence, so that a list is one value of it."""
-    return _takes_sequence(method.build, name)
-
-
-@functools.cache
-def _takes_sequence(build: Callable[..., Sparsifier], name: str) -> bool:
-    def is_sequence(hint: Any) -> bool:
-        origin = typing.get_origin(hint)
-        return origin in (Sequence, list, tuple) or (origin is not Mapping and any(map(is_sequence, typing.get_args(hint))))
-
-    return is_sequence(_hints(build).get(name))
+def _recipe_text(recipe: Recipe) -> str:
+    """The canonical JSON of a recipe, which thousands of configurations may share."""
+    return remembered(_RECIPE_TEXTS, id(recipe), lambda: (recipe, canonical_json(recipe.model_dump(mode="json"))))[1]
 
 
 def resolve(
-    workload: str, method: str, parameters: Mapping[str, Any], settings: Mapping[str, Any] | None = None, seed: int = 0
+    workload: str, method: str, parameters: Mapping[str, Any], settings: Mapping[str, Any] | Recipe | None = None, seed: int = 0
 ) -> RunConfig:
     """Make a run's configuration from what a person writes.
 
@@ -85,7 +163,7 @@ def resolve(
         method: Name of a method.
         parameters: The method's arguments; times as fractions of training, "N steps" or "N epochs"; penalties in multiples of
         1/N.
-        settings: Changes to the workload's reference recipe; `steps` also as "N epochs".
+        settings: Changes to the workload's reference recipe; `steps` also as "N epochs". Or what `resolve_recipe` made of them.
         seed: Seed of initial weights, data order and noise, in [0, 2**63).
 
     Raises:
@@ -97,7 +175,11 @@ def resolve(
         (150, 750, 30)
     """
     entry, task = METHODS.get(method), WORKLOADS.get(workload)
-    recipe = _resolve_recipe(task, entry, dict(settings or {}))
+    if goes_on(entry):
+        raise SparsebenchError(
+            f"method {method!r} goes on from a finished run: a stage of a study trains it, see docs/studies.md"
+        )
+    recipe = settings if isinstance(settings, Recipe) else resolve_recipe(workload, method, settings or {})
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEEDS:
         raise SparsebenchError(f"seed={seed!r}: expected an integer of at least 0 and below 2**63")
     config = RunConfig(
@@ -105,14 +187,16 @@ def resolve(
         workload_revision=task.revision,
         method=entry.name,
         method_revision=entry.revision,
-        parameters=_resolve_parameters(task, entry, parameters, recipe),
+        parameters=resolve_parameters(task, entry, parameters, recipe),
         recipe=recipe,
         seed=seed,
     )
     sparsifier = build_sparsifier(config)  # it checks ranges
     if _depends_on_layers(config):
         # Whether patterns match layers, and layers can have the structure, does not hang on when masks are updated.
-        timeless = {name: value for name, value in config.parameters.items() if _units(entry.build).get(name) != STEPS_UNIT}
+        timeless = {
+            name: value for name, value in config.parameters.items() if argument_units(entry.build).get(name) != STEPS_UNIT
+        }
         kind = (task.name, task.revision, entry.build, canonical_json(timeless))
         if kind not in _CHECKED_LAYERS:
             with torch.random.fork_rng(devices=[]):
@@ -125,8 +209,12 @@ def resolve(
 _CHECKED_LAYERS: set[tuple[str, int, Callable[..., Sparsifier], str]] = set()
 
 
-def build_sparsifier(config: RunConfig) -> Sparsifier:
+def build_sparsifier(config: RunConfig, inherited: Inherited | None = None) -> Sparsifier:
     """The sparsifier that a configuration describes.
+
+    Args:
+        config: The configuration.
+        inherited: What a run with a parent takes from it; the weights of its network are set here.
 
     Raises:
         SparsebenchError: An argument is out of range, or method or workload are of another revision than the configuration.
@@ -139,11 +227,13 @@ def build_sparsifier(config: RunConfig) -> Sparsifier:
         if asked != here:
             raise SparsebenchError(f"{kind} {name!r} has revision {here}, the configuration is of revision {asked}: make it anew")
     arguments = dict(config.parameters)
-    for name, unit in _units(entry.build).items():
+    for name, unit in argument_units(entry.build).items():
         if unit == TIMES_ONE_OVER_N_UNIT and arguments.get(name) is not None:
             arguments[name] /= task.training_examples
-    if "seed" in _signature(entry.build):
+    if "seed" in method_arguments(entry):
         arguments["seed"] = config.seed
+    if goes_on(entry):
+        arguments[INHERITED] = inherited
     return entry.build(**arguments)
 
 
@@ -160,7 +250,17 @@ def check_setting_names(names: Iterable[str]) -> None:
             )
 
 
-def _resolve_recipe(task: Workload, entry: Method, settings: dict[str, Any]) -> Recipe:
+def resolve_recipe(workload: str, method: str, settings: Mapping[str, Any]) -> Recipe:
+    """The recipe of a workload with changes, for a method.
+
+    Raises:
+        SparsebenchError: A name or value is wrong.
+
+    Example:
+        >>> resolve_recipe("digits", "dense", {"steps": "3 epochs"}).steps
+        201
+    """
+    entry, task, settings = METHODS.get(method), WORKLOADS.get(workload), dict(settings)
     check_setting_names(settings)
     for name, value in settings.items():
         if isinstance(value, bool):
@@ -171,14 +271,21 @@ def _resolve_recipe(task: Workload, entry: Method, settings: dict[str, Any]) -> 
         settings["auxiliary_lr_scale"] = None
     batch_size = settings.get("batch_size", task.recipe.batch_size)
     if isinstance(settings.get("steps"), str) and isinstance(batch_size, int) and batch_size > 0:
-        settings["steps"] = to_steps("steps", settings["steps"], None, _steps_per_epoch(task, batch_size))
-    recipe: Recipe = _validated("setting", lambda: Recipe.model_validate(task.recipe.model_dump() | settings))
-    if recipe.batch_size > task.training_examples:
+        settings["steps"] = to_steps("steps", settings["steps"], None, steps_per_epoch(task, batch_size))
+    recipe: Recipe = validated("setting", lambda: Recipe.model_validate(task.recipe.model_dump() | settings))
+    if isinstance(task, CountsSteps):
+        task.steps_per_epoch(recipe.batch_size)  # it checks that there are such batches
+    elif recipe.batch_size > task.training_examples:
         raise SparsebenchError(f"batch_size={recipe.batch_size}: {task.name} has only {task.training_examples} training examples")
     return recipe
 
 
-def _resolve_parameters(task: Workload, entry: Method, given: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+def resolve_parameters(task: Workload, entry: Method, given: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """A method's arguments with its defaults, times in steps, checked one by one.
+
+    Raises:
+        SparsebenchError: A name or value is wrong, or a value is missing.
+    """
     known = method_parameters(entry)
     for name in given:
         if name not in known:
@@ -188,13 +295,13 @@ def _resolve_parameters(task: Workload, entry: Method, given: Mapping[str, Any],
     missing = [name for name in known if name not in values]
     if missing:
         raise SparsebenchError(f"method {entry.name!r} needs a value for {missing[0]!r}")
-    units = _units(entry.build)
-    steps_per_epoch = _steps_per_epoch(task, recipe.batch_size)
+    units = argument_units(entry.build)
+    epoch = steps_per_epoch(task, recipe.batch_size)
     resolved: dict[str, Any] = {}
     for name, value in values.items():
         if units.get(name) == STEPS_UNIT:
             explicit = name in given or name in entry.defaults
-            steps = to_steps(name, value, recipe.steps, steps_per_epoch) if explicit else value
+            steps = to_steps(name, value, recipe.steps, epoch) if explicit else value
             if steps > recipe.steps:
                 raise SparsebenchError(f"{name}={value!r} is {steps} steps, beyond the {recipe.steps} steps of the training")
             # An interval of no steps means nothing; a fraction too small for this training means every step.
@@ -202,24 +309,8 @@ def _resolve_parameters(task: Workload, entry: Method, given: Mapping[str, Any],
         elif name == "layers" and callable(value):
             raise SparsebenchError("layers: expected name patterns; a function cannot be part of a configuration")
         else:
-            adapter = _adapter(entry.build, name)
-            checked = _validated(name, lambda adapter=adapter, value=value: adapter.validate_python(value))  # type: ignore[misc]
-            _check_plain(name, value, checked, units.get(name))
-            resolved[name] = adapter.dump_python(checked, mode="json")
+            resolved[name] = checked_argument(entry.build, name, value)
     return {name: resolved[name] for name in known}
-
-
-def _check_plain(name: str, given: Any, checked: Any, unit: str | None) -> None:
-    """Refuse what passes for a number and is none: true and false, NaN, infinity; and a negative penalty as it was written."""
-    if isinstance(given, bool) and not isinstance(checked, bool):
-        raise SparsebenchError(f"{name}={given!r}: expected a number")
-    try:
-        if not isinstance(checked, (str, int)):
-            canonical_json(checked)
-    except ValueError as error:
-        raise SparsebenchError(f"{name}={given!r}: expected finite numbers") from error
-    if unit == TIMES_ONE_OVER_N_UNIT and isinstance(checked, float) and checked < 0.0:
-        raise SparsebenchError(f"{name}={given!r}: expected a multiple of 1/N of at least 0")
 
 
 def _depends_on_layers(config: RunConfig) -> bool:
@@ -231,45 +322,13 @@ def _depends_on_layers(config: RunConfig) -> bool:
     )
 
 
-def _validated(field: str, check: Callable[[], Any]) -> Any:
-    try:
-        return check()
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"] if isinstance(part, (str, int))) or field
-        name = path if path.partition(".")[0] in Recipe.model_fields else field
-        raise SparsebenchError(f"{name}={first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
-
-
-def _steps_per_epoch(task: Workload, batch_size: int) -> int:
+def steps_per_epoch(task: Workload, batch_size: int) -> int:
+    """Steps of one pass over the training set, at least 1."""
+    if _counts_steps(type(task)):
+        return cast(CountsSteps, task).steps_per_epoch(batch_size)
     return max(task.training_examples // batch_size, 1)
 
 
-# What is read off a method's signature is the same for all of a study's thousands of configurations.
 @functools.cache
-def _signature(build: Callable[..., Sparsifier]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(build).parameters
-
-
-@functools.cache
-def _hints(build: Callable[..., Sparsifier]) -> dict[str, Any]:
-    function = build.func if isinstance(build, functools.partial) else build
-    hints = typing.get_type_hints(function, include_extras=True)
-    # A configuration is data: patterns may choose layers, a function may not.
-    return {name: str | Sequence[str] | None if name == "layers" else hint for name, hint in hints.items()}
-
-
-@functools.cache
-def _adapter(build: Callable[..., Sparsifier], name: str) -> TypeAdapter[Any]:
-    return TypeAdapter(_hints(build)[name])
-
-
-@functools.cache
-def _units(build: Callable[..., Sparsifier]) -> dict[str, str]:
-    """Units of the arguments that have one, from their annotations."""
-    hints = _hints(build)
-    return {
-        name: hint.__metadata__[0]
-        for name, hint in hints.items()
-        if typing.get_origin(hint) is Annotated and isinstance(hint.__metadata__[0], str)
-    }
+def _counts_steps(kind: type[Workload]) -> bool:
+    return issubclass(kind, CountsSteps)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from sparsebench.accounting import LayerReport, report
+from sparsebench.training.devices import on_device
+from sparsebench.workloads.placement import device_of
 from sparsebench.workloads.workload import Workload
 
 __all__ = ["report_of_example"]
@@ -27,5 +29,6 @@ class _Pass(nn.Module):
 
 def report_of_example(workload: Workload, network: nn.Module) -> list[LayerReport]:
     """The rows of `accounting.report` for one training example, by the names that the network has for its parameters."""
-    rows = report(_Pass(workload, network), (workload.batch(0, 0, 1),)).layers
+    batch = on_device(workload.batch(0, 0, 1), device_of(network))
+    rows = report(_Pass(workload, network), (batch,)).layers
     return [replace(row, name=row.name.removeprefix("network.")) for row in rows]

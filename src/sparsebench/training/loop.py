@@ -17,9 +17,13 @@ from sparsebench.atomic import atomic_file
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.sparsifiers.sparsifier import Sparsifier
+from sparsebench.training.averaging import CheckpointAverage
 from sparsebench.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsebench.training.config import RunConfig
+from sparsebench.training.devices import Devices, noise_state, on_device, set_noise_state
+from sparsebench.training.longer_training import rate_factor
 from sparsebench.training.memory import PeakMemory
+from sparsebench.training.precision import precision
 from sparsebench.workloads.workload import Recipe, Workload
 
 __all__ = ["Observer", "Progress", "TrainingState", "learning_rate_factor", "run_steps", "write_curve"]
@@ -47,9 +51,12 @@ class TrainingState:
     """Everything of a run that changes while it trains."""
 
     model: nn.Module
+    network: nn.Module  # the model as training steps call it
     sparsifier: Sparsifier
     optimizer: torch.optim.Optimizer
     cost: TrainingCost
+    average: CheckpointAverage
+    devices: Devices
     step: int = 0
     seconds: float = 0.0
     processor_seconds: float = 0.0
@@ -57,7 +64,10 @@ class TrainingState:
     curve: list[dict[str, float]] = field(default_factory=list)
 
     def save(self, folder: RunFolder) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint; every process must ask for it at the same step."""
+        noise = self.devices.gathered(noise_state(self.devices))
+        if not self.devices.is_main:
+            return
         save_checkpoint(
             folder.checkpoint_path,
             {
@@ -70,7 +80,8 @@ class TrainingState:
                 "optimizer": self.optimizer.state_dict(),
                 "sparsifier": self.sparsifier.state_dict(),
                 "cost": self.cost.state_dict(),
-                "noise": torch.get_rng_state(),
+                "average": self.average.state_dict(),
+                "noise": noise,
             },
         )
 
@@ -88,7 +99,8 @@ class TrainingState:
             self.optimizer.load_state_dict(saved["optimizer"])
             self.sparsifier.load_state_dict(saved["sparsifier"])
             self.cost.load_state_dict(saved["cost"])
-            torch.set_rng_state(saved["noise"])
+            self.average.load_state_dict(on_device(saved["average"], self.devices.device))
+            set_noise_state(self.devices, saved["noise"] if isinstance(saved["noise"], list) else [[saved["noise"]]])
             self.step, self.seconds = int(saved["step"]), float(saved["seconds"])
             self.processor_seconds = float(saved["processor_seconds"])
             self.peak_memory_bytes, self.curve = saved["peak_memory_bytes"], list(saved["curve"])
@@ -110,9 +122,13 @@ def learning_rate_factor(recipe: Recipe, step: int) -> float:
     warmup = min((step + 1) / recipe.warmup_steps, 1.0) if recipe.warmup_steps else 1.0
     if recipe.learning_rate_schedule == "constant":
         return warmup
+    if recipe.learning_rate_schedule == "inverse-square-root":
+        return min(warmup, math.sqrt(max(recipe.warmup_steps, 1) / (step + 1)))
     done = step / recipe.steps
     if recipe.learning_rate_schedule == "trapezoid":
         return warmup * min(2.0 * (1.0 - done), 1.0)
+    if recipe.learning_rate_schedule == "step":
+        return warmup * recipe.learning_rate_decay ** sum(done >= milestone for milestone in recipe.milestones)
     return warmup * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
@@ -140,6 +156,7 @@ def run_steps(
         SparsebenchError: The loss or a weight is not finite, or a checkpoint cannot be written.
     """
     recipe = config.recipe
+    factor = rate_factor(recipe, config.kept_schedule, learning_rate_factor)
     base_rates = [float(group["initial_lr"]) for group in state.optimizer.param_groups]
     curve_every = max(recipe.steps // CURVE_POINTS, 1)
     last_checkpoint = time.monotonic()
@@ -147,9 +164,12 @@ def run_steps(
     while state.step < recipe.steps:
         started, processor_started = time.perf_counter(), time.process_time()
         for group, base in zip(state.optimizer.param_groups, base_rates, strict=True):
-            group["lr"] = base * learning_rate_factor(recipe, state.step)
+            group["lr"] = base * factor(state.step)
         batch = workload.batch(config.seed, state.step, recipe.batch_size)
-        loss = workload.loss(state.model, batch, recipe.label_smoothing) + state.sparsifier.penalty()
+        part, share = state.devices.part(workload, batch)
+        with precision(recipe, state.devices.device):
+            task_loss = workload.loss(state.network, part, recipe.label_smoothing)
+        loss = share * task_loss + state.sparsifier.penalty()
         loss_value = float(loss.detach())
         if not math.isfinite(loss_value):
             raise SparsebenchError(
@@ -161,25 +181,28 @@ def run_steps(
         torch.autograd.backward(loss)
         state.optimizer.step()
         state.step += 1
+        state.average.after_step(state.model, state.step)
         state.seconds += time.perf_counter() - started
         state.processor_seconds += time.process_time() - processor_started
         if state.step % curve_every == 0 or state.step == recipe.steps:
-            state.curve.append(_curve_point(workload, state, loss_value))
+            state.curve.append(_curve_point(recipe, workload, state, loss_value))
         if observe is not None:
             metric = state.curve[-1]["metric"] if state.curve else None
             sparsity = state.curve[-1]["sparsity"] if state.curve else 0.0
             observe(Progress(state.step, recipe.steps, loss_value, metric, sparsity, state.seconds))
-        if time.monotonic() - last_checkpoint >= checkpoint_seconds and state.step < recipe.steps:
+        due = time.monotonic() - last_checkpoint >= checkpoint_seconds and state.step < recipe.steps
+        if state.devices.from_main(due):
             state.remember_peak(memory)
             state.save(folder)
             last_checkpoint = time.monotonic()
     state.remember_peak(memory)
 
 
-def _curve_point(workload: Workload, state: TrainingState, loss: float) -> dict[str, float]:
+def _curve_point(recipe: Recipe, workload: Workload, state: TrainingState, loss: float) -> dict[str, float]:
     """Training loss, and the validation metric of the network's first evaluation point."""
     point = next(iter(state.sparsifier.points()))
-    with point:
+    state.devices.verify(state.sparsifier)
+    with point, precision(recipe, state.devices.device):
         metrics = workload.evaluate(state.model, "validation")
     return {
         "step": state.step,

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -16,21 +16,30 @@ from torch import nn
 from sparsebench.accounting import TrainingCost
 from sparsebench.atomic import make_directory
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.run_folder import RunFolder
+from sparsebench.records.run_folder import RUNS, RunFolder
 from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord
+from sparsebench.sparsifiers.registry import METHODS
 from sparsebench.sparsifiers.selection import select_weights
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, Sparsifier
 from sparsebench.storage import save_compressed
+from sparsebench.training.averaging import CheckpointAverage
+from sparsebench.training.batch_norm import estimate_batch_norm, estimated_batch_norm
 from sparsebench.training.checkpoint import weights_hash
 from sparsebench.training.config import RunConfig, build_sparsifier
 from sparsebench.training.cost import report_of_example
-from sparsebench.training.loop import Observer, TrainingState, run_steps, write_curve
+from sparsebench.training.devices import Devices, devices, seed_noise
+from sparsebench.training.dropout import set_dropout
+from sparsebench.training.heads import head_zeros
+from sparsebench.training.loop import Observer, Progress, TrainingState, run_steps, write_curve
 from sparsebench.training.memory import PeakMemory
+from sparsebench.training.parent import inherit
+from sparsebench.training.precision import precision
 from sparsebench.training.warm_up import warm_up
+from sparsebench.workloads.placement import device_of
 from sparsebench.workloads.registry import WORKLOADS
-from sparsebench.workloads.workload import Recipe, Split, Workload
+from sparsebench.workloads.workload import NamesHeads, Recipe, SignsScores, Split, Workload
 
-__all__ = ["RunHeldError", "run_folder", "train"]
+__all__ = ["RunHeldError", "run_folder", "train", "train_claimed"]
 
 
 class RunHeldError(SparsebenchError):
@@ -43,8 +52,8 @@ def run_folder(directory: Path, config: RunConfig) -> RunFolder:
     Raises:
         SparsebenchError: The results folder cannot be written.
     """
-    make_directory(directory / "runs")
-    return RunFolder(directory / "runs" / config.run_id)
+    make_directory(directory / RUNS)
+    return RunFolder.of(directory, config.run_id)
 
 
 def train(
@@ -67,16 +76,31 @@ def train(
         SparsebenchError: The training diverged, or files cannot be written or read.
         RunHeldError: Another process is at the run.
     """
-    if folder.status() == "finished":
+    where = devices()
+    if where.from_main(folder.status() == "finished"):
         return _finished(config, folder)
-    with folder.claim() as ours:
-        if not ours:
+    with folder.claim() if where.is_main else contextlib.nullcontext(False) as ours:
+        if not where.from_main(ours):
             raise RunHeldError(f"another process is training {folder.path}: wait for it, or choose another folder with --out")
-        if folder.status() == "finished":  # by the process that held it until now
-            return _finished(config, folder)
+        return train_claimed(config, folder, checkpoint_seconds=checkpoint_seconds, observe=observe)
+
+
+def train_claimed(
+    config: RunConfig, folder: RunFolder, *, checkpoint_seconds: float = 60.0, observe: Observer | None = None
+) -> RunRecord:
+    """Do what `train` does, for a caller that holds the claim on the folder.
+
+    Raises:
+        SparsebenchError: The training diverged, or files cannot be written or read.
+    """
+    where = devices()
+    if where.from_main(folder.status() == "finished"):  # by the process that held it until now
+        return _finished(config, folder)
+    if where.is_main:
         folder.create(config.model_dump(mode="json"))
-        with _generators_and_threads(config):
-            record = _train(config, folder, checkpoint_seconds, observe)
+    with _generators_and_threads(config, where):
+        record = where.from_main(_train(config, folder, where, checkpoint_seconds, observe))
+    if where.is_main:
         folder.write_result(record)
     return record
 
@@ -90,26 +114,40 @@ def _finished(config: RunConfig, folder: RunFolder) -> RunRecord:
     return record
 
 
-def _train(config: RunConfig, folder: RunFolder, checkpoint_seconds: float, observe: Observer | None) -> RunRecord:
+def _train(
+    config: RunConfig, folder: RunFolder, where: Devices, checkpoint_seconds: float, observe: Observer | None
+) -> RunRecord:
     workload = WORKLOADS.get(config.workload)
-    sparsifier = build_sparsifier(config)
     warm_up()
     workload.batch(config.seed, 0, config.recipe.batch_size)  # reads the data, which later runs of this process share
     memory = PeakMemory()
     model = workload.build_model()
+    set_dropout(model, config.recipe.dropout)
     prunable = [selected.name for selected in select_weights(model)]
     forward = {row.name: row.multiply_adds or 0 for row in report_of_example(workload, model)}
     cost = TrainingCost(forward)
+    sparsifier = build_sparsifier(config, inherit(config, folder, workload, model))
+    names = frozenset(model.state_dict())
+    model.to(where.device)
     sparsifier.prepare(model)
     optimizer = _optimizer(config.recipe, sparsifier)
     sparsifier.attach(optimizer)
-    state = TrainingState(model, sparsifier, optimizer, cost)
+    state = TrainingState(model, where.wrap(model), sparsifier, optimizer, cost, CheckpointAverage(config.recipe), where)
+    seed_noise(where, config.seed)
     state.restore(folder)
-    run_steps(config, workload, state, folder, memory, checkpoint_seconds, observe)
+    run_steps(
+        config, workload, state, folder, memory, checkpoint_seconds, _keeping_weights(config, folder, state, names, observe)
+    )
+    if state.average.put_into(model) and not METHODS.get(config.method).auxiliary:
+        # Weights that were dropped between two of the checkpoints. (Learned distributions are averaged with their weights.)
+        sparsifier.apply_masks(model)
+    where.verify(sparsifier)
     points = tuple(_evaluate(config, workload, model, point, prunable) for point in sparsifier.points())
     finalized = sparsifier.finalize()
-    write_curve(folder, state.curve)
-    _write_model(folder, config, finalized, points[0])  # the point that finalize folds in
+    estimate_batch_norm(finalized, workload, config.recipe, config.seed)  # as it was measured
+    if where.is_main:
+        write_curve(folder, state.curve)
+        _write_model(folder, config, finalized, points[0])  # the point that finalize folds in
     return RunRecord(
         run_id=config.run_id,
         config=config.model_dump(mode="json"),
@@ -125,18 +163,37 @@ def _train(config: RunConfig, folder: RunFolder, checkpoint_seconds: float, obse
         training_multiply_adds=cost.multiply_adds,
         dense_training_multiply_adds=cost.dense_multiply_adds,
         weights_sha256=weights_hash(finalized.state_dict()),
-        environment=_environment(config.recipe),
+        environment=_environment(config.recipe, workload, where),
         points=points,
     )
+
+
+def _keeping_weights(
+    config: RunConfig, folder: RunFolder, state: TrainingState, names: frozenset[str], observe: Observer | None
+) -> Observer | None:
+    """An observer that also writes the weights of the step that is to be kept, before any checkpoint lies beyond it."""
+    if config.keep_weights_at is None or not state.devices.is_main:
+        return observe
+
+    def keep(progress: Progress) -> None:
+        if progress.step == config.keep_weights_at:
+            weights = {name: value for name, value in state.model.state_dict().items() if name in names}
+            save_compressed(weights, folder.kept_weights_path, method=config.method, config=config.model_dump(mode="json"))
+        if observe is not None:
+            observe(progress)
+
+    return keep
 
 
 def _evaluate(
     config: RunConfig, workload: Workload, model: nn.Module, point: EvaluationPoint, prunable: list[str]
 ) -> PointRecord:
     """Metrics of one point on both splits, and how sparse each layer is; zeros are counted in the weights themselves."""
-    with point:
-        metrics = {split: workload.evaluate(model, split) for split in get_args(Split)}
+    with point, estimated_batch_norm(model, workload, config.recipe, config.seed):
+        with precision(config.recipe, device_of(model)):
+            metrics = {split: workload.evaluate(model, split) for split in get_args(Split)}
         layers = report_of_example(workload, model)
+        heads = head_zeros(model, workload.attention_heads(model)) if isinstance(workload, NamesHeads) else {}
     rows = [row for row in layers if row.name in prunable]
     for split, values in metrics.items():
         for metric, value in values.items():
@@ -148,7 +205,10 @@ def _evaluate(
         sparsity=sum(row.zeros for row in rows) / max(sum(row.weights for row in rows), 1),
         metrics=metrics,
         multiply_adds=sum(row.sparse_multiply_adds or 0 for row in layers),
-        layers=tuple(LayerRecord(layer=row.name, shape=row.shape, weights=row.weights, zeros=row.zeros) for row in rows),
+        layers=tuple(
+            LayerRecord(layer=row.name, shape=row.shape, weights=row.weights, zeros=row.zeros, head_zeros=heads.get(row.name, ()))
+            for row in rows
+        ),
     )
 
 
@@ -156,18 +216,34 @@ def _optimizer(recipe: Recipe, sparsifier: Sparsifier) -> torch.optim.Optimizer:
     groups = sparsifier.parameter_groups(recipe.learning_rate, recipe.auxiliary_lr_scale or 1.0)
     for group in groups:
         group["initial_lr"] = group["lr"]
+    if recipe.weight_decay_on == "weights":
+        groups = [group for both in groups for group in _decayed_and_not(both, recipe.weight_decay)]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             groups, recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay, fused=True
         )
-    return torch.optim.AdamW(groups, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+    return torch.optim.AdamW(
+        groups,
+        recipe.learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+        weight_decay=recipe.weight_decay,
+        fused=True,
+    )
+
+
+def _decayed_and_not(group: dict[str, Any], weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups of one: parameters of more than one dimension, which decay as the group says, and the others, which do not."""
+    parameters, decay = list(group["params"]), group.get("weight_decay", weight_decay)
+    halves = [([p for p in parameters if p.ndim > 1], decay), ([p for p in parameters if p.ndim <= 1], 0.0)]
+    return [group | {"params": half, "weight_decay": decay} for half, decay in halves if half]
 
 
 @contextlib.contextmanager
-def _generators_and_threads(config: RunConfig) -> Iterator[None]:
+def _generators_and_threads(config: RunConfig, where: Devices) -> Iterator[None]:
     """Torch's default generator begins at the run's seed, the run gets its threads; the caller's are put back."""
     threads = torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[where.device] if where.device.type == "cuda" else []):
         torch.default_generator.manual_seed(config.seed)
         torch.set_num_threads(config.recipe.threads)
         try:
@@ -182,11 +258,19 @@ def _write_model(folder: RunFolder, config: RunConfig, model: nn.Module, point: 
     save_compressed(model, folder.model_path, method=config.method, config=config.model_dump(mode="json"), metrics=measured)
 
 
-def _environment(recipe: Recipe) -> dict[str, str]:
-    return {
-        "sparsebench": version("sparsebench"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "threads": str(recipe.threads),
-    }
+def _environment(recipe: Recipe, workload: Workload, where: Devices) -> dict[str, str]:
+    signatures = workload.signatures() if isinstance(workload, SignsScores) else {}
+    batch_norm = f"estimated anew over {recipe.batch_norm_batches} batches after thresholding"
+    return (
+        signatures
+        | {
+            "sparsebench": version("sparsebench"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}",
+            "threads": str(recipe.threads),
+        }
+        | ({"batch norm": batch_norm} if recipe.batch_norm_batches else {})
+        | ({"processes": str(where.processes)} if where.processes > 1 else {})
+        | ({"device": torch.cuda.get_device_name(where.device)} if where.device.type == "cuda" else {})
+    )

@@ -1,0 +1,46 @@
+"""Options that say where: --data and --device. They set the environment of this command and of the processes that it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+__all__ = ["Data", "Device"]
+
+T = TypeVar("T")
+
+
+def _into(variable: str) -> Callable[[T | None], T | None]:
+    def remember(value: T | None) -> T | None:
+        if value is not None:
+            os.environ[variable] = str(value)
+        return value
+
+    return remember
+
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        envvar="SPARSEBENCH_DATA",
+        callback=_into("SPARSEBENCH_DATA"),
+        help="Folder that holds data sets, each in a folder of its name; or the folder of the one that is trained on.",
+    ),
+]
+"""Where data sets lie; workloads read the environment."""
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        envvar="SPARSEBENCH_DEVICE",
+        callback=_into("SPARSEBENCH_DEVICE"),
+        help='"cpu" or "cuda"; with torchrun or accelerate launch, one device for each process.  [default: cpu]',
+    ),
+]
+"""What a run computes on; `training.devices` reads the environment."""

@@ -1,0 +1,146 @@
+"""What recipes of image networks add: rates that drop in steps, decay of weights alone, bfloat16, batch norm estimated anew."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from sparsebench import variational_dropout
+from sparsebench.records.run_folder import RunFolder
+from sparsebench.training import run as run_module
+from sparsebench.training.batch_norm import estimate_batch_norm, estimated_batch_norm
+from sparsebench.training.config import KeptSchedule, RunConfig, resolve
+from sparsebench.training.longer_training import rate_factor
+from sparsebench.training.loop import learning_rate_factor
+from sparsebench.training.run import train
+from sparsebench.workloads.images.named_sets import images_workload
+from sparsebench.workloads.images.recipes import reference_recipe
+from sparsebench.workloads.workload import Recipe
+
+
+def recipe(**settings: object) -> Recipe:
+    return Recipe.model_validate({"steps": 10, "batch_size": 6, "optimizer": "sgd", "learning_rate": 0.1} | settings)
+
+
+def write_images(folder: Path) -> Path:
+    random = np.random.default_rng(0)
+    for split, count in (("train", 60), ("test", 30)):
+        for number in range(count):
+            place = folder / split / f"class{number % 3}"
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = random.integers(0, 200, (12, 12, 3), dtype=np.uint8)
+            pixels[:, :, number % 3] += 50
+            Image.fromarray(pixels).save(place / f"{number:03}.png")
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> str:
+    return f"images:resnet-8@{write_images(tmp_path / 'images')}"
+
+
+def test_rate_drops_at_milestones() -> None:
+    steps = recipe(learning_rate_schedule="step", milestones=[0.3, 0.6], learning_rate_decay=0.5, warmup_steps=2)
+    factors = [learning_rate_factor(steps, step) for step in range(10)]
+    assert factors == [0.5, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("variant", ["constant-decay-points", "constant-final-rate"])
+def test_longer_training_drops_the_rate_where_the_shorter_one_did(variant: str) -> None:
+    longer = recipe(steps=20, learning_rate_schedule="step", milestones=[0.3, 0.6], learning_rate_decay=0.5)
+    kept = KeptSchedule.model_validate({"variant": variant, "steps": 10})
+    factor = rate_factor(longer, kept, learning_rate_factor)
+    assert [factor(step) for step in range(20)] == [1.0] * 3 + [0.5] * 3 + [0.25] * 14
+
+
+def test_resnet_cifar_is_the_recipe_of_its_paper() -> None:
+    given = reference_recipe("resnet-cifar").recipe(45_000)
+    rates = [given.learning_rate * learning_rate_factor(given, step) for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_later_settings_leave_configurations_as_they_were_where_they_are_not_used(images: str) -> None:
+    plain = resolve("digits", "dense", {})
+    assert not set(plain.model_dump(mode="json")["recipe"]) & {"milestones", "precision", "weight_decay_on", "batch_norm_batches"}
+    assert not set(plain.model_dump()["recipe"]) & {"milestones", "precision", "weight_decay_on", "batch_norm_batches"}
+    settings = {"batch_size": 6, "learning_rate_schedule": "step", "milestones": [0.5], "batch_norm_batches": 3}
+    used = resolve(images, "dense", {}, settings)
+    assert RunConfig.model_validate_json(used.model_dump_json()) == used
+
+
+def test_decay_of_weights_alone_spares_norms_biases_and_a_methods_own_parameters() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    sparsifier = variational_dropout(penalty=0.1)
+    sparsifier.prepare(model)
+    optimizer = run_module._optimizer(recipe(weight_decay=0.5, weight_decay_on="weights"), sparsifier)
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        expected = 0.5 if name.endswith("weight") and parameter.ndim > 1 else 0.0
+        assert decays[id(parameter)] == expected, name
+    assert len(decays) == len(list(model.parameters()))
+
+
+def test_estimated_statistics_are_plain_means_over_the_first_batches(images: str) -> None:
+    task = images_workload(images.removeprefix("images:"))
+    torch.manual_seed(0)
+    model = task.build_model()
+    trained = copy.deepcopy(model.state_dict())
+    given = recipe(batch_norm_batches=3)
+    with estimated_batch_norm(model, task, given, 4):
+        norm = model[1]
+        assert isinstance(norm, nn.BatchNorm2d)
+        batches = [model[0](task.batch(4, step, 6).pixels).detach().double() for step in range(3)]
+        mean = torch.stack([batch.mean((0, 2, 3)) for batch in batches]).mean(0)
+        variance = torch.stack([batch.transpose(0, 1).flatten(1).var(1) for batch in batches]).mean(0)
+        assert torch.allclose(norm.running_mean.double(), mean, atol=1e-5)
+        assert torch.allclose(norm.running_var.double(), variance, rtol=1e-4)
+        assert norm.momentum == 0.1
+        assert all(module.training for module in model.modules())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, trained[name]), name
+    estimate_batch_norm(model, task, recipe(), 4)  # 0 batches: nothing happens
+    assert all(torch.equal(value, trained[name]) for name, value in model.state_dict().items())
+
+
+def test_run_with_all_of_it_trains_resumes_and_says_so(images: str, tmp_path: Path) -> None:
+    settings = {
+        "steps": 12,
+        "batch_size": 6,
+        "learning_rate": 0.05,
+        "learning_rate_schedule": "step",
+        "milestones": [0.5],
+        "precision": "bfloat16",
+        "batch_norm_batches": 2,
+    }
+    config = resolve(images, "magnitude", {"sparsity": 0.5, "end": 0.5, "frequency": 0.25}, settings)
+    whole = train(config, RunFolder(tmp_path / "whole"))
+    assert whole.environment["batch norm"] == "estimated anew over 2 batches after thresholding"
+    assert whole.points[0].sparsity == pytest.approx(0.5, abs=0.01)
+
+    def stop(progress: object) -> None:
+        if progress.step == 7:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, RunFolder(tmp_path / "again"), checkpoint_seconds=0.0, observe=stop)
+    again = train(config, RunFolder(tmp_path / "again"))
+    assert again.points == whole.points
+    assert again.weights_sha256 == whole.weights_sha256
+
+
+def test_bfloat16_changes_the_training_and_keeps_the_weights_in_float32(images: str, tmp_path: Path) -> None:
+    short = {"steps": 3, "batch_size": 6}
+    full = train(resolve(images, "dense", {}, short), RunFolder(tmp_path / "a"))
+    half = train(resolve(images, "dense", {}, short | {"precision": "bfloat16"}), RunFolder(tmp_path / "b"))
+    assert full.run_id != half.run_id
+    assert full.weights_sha256 != half.weights_sha256
+    # Both keep weights of four bytes.
+    assert (
+        abs((tmp_path / "a" / "model.safetensors").stat().st_size - (tmp_path / "b" / "model.safetensors").stat().st_size) < 2000
+    )
