@@ -1,11 +1,13 @@
 """A workload of a plugin: a tiny task that goes wrong in ways that the environment asks for, by seed.
 
 FRAGILE is a JSON object: for a seed, "kill" (the process dies at step 3, always), "kill once" (the first time), "raise" (an
-exception of several lines), "slow" (30 ms a step). FRAGILE_LOG names a folder in which every step leaves a line.
+exception of several lines), "hang" (step 3 never ends), "full disk" (from step 3 on this process can write no file to its end),
+"slow" (30 ms a step). FRAGILE_LOG names a folder in which every step leaves a line.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,6 +21,10 @@ from torch import nn
 from sparsebench.workloads.workload import Recipe, Split
 
 RECIPE = Recipe(steps=40, batch_size=4, optimizer="adamw", learning_rate=0.01)
+
+
+def _no_space(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,11 @@ class Fragile:
             os.kill(os.getpid(), signal.SIGKILL)
         if step == 3 and mishap == "raise":
             raise RuntimeError("it broke\nin several\nlines")
+        if step == 3 and mishap == "hang":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})  # as a loop in a library may
+            time.sleep(3600)
+        if step == 3 and mishap == "full disk":
+            os.fsync = _no_space
         if mishap == "slow":
             time.sleep(0.03)
         return nn.functional.cross_entropy(model(pixels), (pixels.sum(1) > 8).long())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -212,6 +213,52 @@ def test_killed_worker_is_replaced_and_killed_driver_takes_its_workers_with_it(t
     assert f"{6 - before} finished now, {before} were done already;" in done.stdout
     pd.testing.assert_frame_equal(lab.table(), calm.table())
     assert not list(lab.results.glob("runs/*/.*"))
+
+
+@pytest.mark.slow
+def test_run_that_hangs_is_ended_at_its_limit_and_the_others_go_on(tmp_path: Path, calm: Lab) -> None:
+    lab = make_lab(tmp_path, SEEDS)
+    done = lab.run({"0": "hang"}, "--run-timeout", "20")
+    assert done.returncode == 1
+    assert done.stderr == f"run {lab.folder(0).name} failed: it took longer than 20 s and was ended; its checkpoint stays\n"
+    assert "5 finished now, 0 were done already, 1 failed" in done.stdout
+    assert lab.steps(0) == [0, 1, 2, 3]
+    assert lab.run({}, "--retry-failed").returncode == 0
+    assert lab.steps(0) == [0, 1, 2, 3, *range(3, 40)]
+    pd.testing.assert_frame_equal(lab.table(), calm.table())
+
+
+@pytest.mark.slow
+def test_full_disk_stops_the_study_in_a_line_and_it_goes_on_when_there_is_room(tmp_path: Path, calm: Lab) -> None:
+    lab = make_lab(tmp_path, SEEDS)
+    stopped = lab.run({"2": "full disk"})
+    assert (stopped.returncode, stopped.stdout) == (2, "")
+    assert stopped.stderr == f"error: cannot write {lab.folder(2)}/checkpoint.pt: No space left on device\n"
+    assert not list(lab.results.rglob("failure.txt"))
+    finished = {file.parent: file.read_bytes() for file in lab.results.glob("runs/*/result.json")}
+    assert len(finished) < 6
+    assert lab.run({}).returncode == 0
+    for folder, content in finished.items():
+        assert (folder / "result.json").read_bytes() == content
+    pd.testing.assert_frame_equal(lab.table(), calm.table())
+    assert not list(lab.results.glob("runs/*/.*"))
+
+
+@pytest.mark.parametrize("claims", [[], pytest.param(["--shared-disk"], marks=pytest.mark.slow)], ids=["locks", "leases"])
+def test_two_drivers_at_once_share_a_study_without_doing_a_run_twice(tmp_path: Path, calm: Lab, claims: list[str]) -> None:
+    lab = make_lab(tmp_path, SEEDS)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = lab.environment({str(seed): "slow" for seed in SEEDS})
+    drivers = [subprocess.Popen(lab.command("--workers", "1", *claims), env=environment, **pipes) for _ in range(2)]
+    told = [driver.communicate(timeout=240) for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], told
+    shares = [int(re.search(r"(\d+) finished now", out)[1]) for out, _ in told]
+    assert sum(shares) == 6
+    assert all(0 < share < 6 for share in shares), told
+    for seed in SEEDS:
+        assert lab.steps(seed) == list(range(40))
+    pd.testing.assert_frame_equal(lab.table(), calm.table())
+    assert not list(lab.results.glob("leases/*"))
 
 
 @pytest.mark.slow

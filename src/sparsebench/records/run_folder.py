@@ -1,11 +1,11 @@
-"""The folder of one run: what is in it, whether the run is done, and the lock that claims it."""
+"""The folder of one run: what is in it, whether the run is done, and the claim on it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,10 +13,15 @@ from pydantic import ValidationError
 
 from sparsebench.atomic import atomic_file, make_directory
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.locking import locked
+from sparsebench.records.claims import Claims, Locks
 from sparsebench.records.schema import RunRecord, canonical_json
 
-__all__ = ["RunFolder", "Status"]
+__all__ = ["RUNS", "RunFolder", "Status"]
+
+RUNS = "runs"
+"""The folder of all runs in a results folder."""
+
+_LOCKS = Locks()
 
 Status = Literal["new", "started", "failed", "finished"]
 
@@ -27,9 +32,16 @@ class RunFolder:
 
     Args:
         path: The folder; it is created by `create`.
+        claims: How the run is claimed; file locks where left out.
     """
 
     path: Path
+    claims: Claims = field(default=_LOCKS, repr=False, compare=False)
+
+    @staticmethod
+    def of(directory: Path, run_id: str, claims: Claims = _LOCKS) -> RunFolder:
+        """Where a run lies in a results folder."""
+        return RunFolder(directory / RUNS / run_id, claims)
 
     @property
     def result_path(self) -> Path:
@@ -45,6 +57,11 @@ class RunFolder:
     def model_path(self) -> Path:
         """The final network as a compressed checkpoint; `sparsebench.storage.load_compressed` reads it."""
         return self.path / "model.safetensors"
+
+    @property
+    def kept_weights_path(self) -> Path:
+        """The network at the step that `keep_weights_at` names, likewise; only where a configuration asks for it."""
+        return self.path / "kept_weights.safetensors"
 
     @property
     def curve_path(self) -> Path:
@@ -88,21 +105,35 @@ class RunFolder:
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[bool]:
-        """Hold the run for this process; the operating system lets go of it however the process ends.
+        """Hold the run for this process.
 
         Yields:
             True where the run is ours, False where another process holds it.
 
         Raises:
-            SparsebenchError: The lock cannot be written.
+            SparsebenchError: The claim cannot be written.
         """
         make_directory(self.path.parent)
         # Beside the folder, not in it: a run folder that exists says that the run was begun.
-        with locked(self.path, timeout=0) as ours:
+        with self.claims.hold(self.path) as ours:
             yield ours
 
+    def is_free(self) -> bool:
+        """Whether no process holds the run just now.
+
+        Raises:
+            SparsebenchError: The claim cannot be written.
+        """
+        with self.claim() as ours:
+            return ours
+
     def write_result(self, record: RunRecord) -> None:
-        """Make the run finished: write its record, then drop what only an unfinished run needs."""
+        """Make the run finished: write its record, then drop what only an unfinished run needs.
+
+        Raises:
+            SparsebenchError: It cannot be written, or another process took the run over.
+        """
+        self.claims.check(self.path)
         with atomic_file(self.result_path) as stream:
             stream.write(json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False).encode())
         self.checkpoint_path.unlink(missing_ok=True)
@@ -126,7 +157,13 @@ class RunFolder:
             ) from error
 
     def write_failure(self, line: str, traceback: str) -> None:
-        """Keep why the run failed; it stays failed until somebody asks for it again."""
+        """Keep why the run failed; it stays failed until somebody asks for it again.
+
+        Raises:
+            SparsebenchError: It cannot be written, or another process took the run over.
+        """
+        self.claims.check(self.path)
+        make_directory(self.path)
         with atomic_file(self.failure_path) as stream:
             stream.write(f"{line}\n\n{traceback}".encode())
 

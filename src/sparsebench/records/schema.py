@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["OWN_SOURCE", "LayerRecord", "PointRecord", "RunRecord", "canonical_json", "short_hash"]
+__all__ = [
+    "OWN_SOURCE",
+    "LayerRecord",
+    "PointRecord",
+    "RunRecord",
+    "canonical_json",
+    "canonical_json_with",
+    "configuration_hash",
+    "short_hash",
+    "text_hash",
+]
 
 OWN_SOURCE = "sparsebench"
 """The `source` of runs that this package made."""
@@ -21,12 +32,16 @@ class _Record(BaseModel):
 
 
 class LayerRecord(_Record):
-    """How sparse one weight tensor is at one evaluation point."""
+    """How sparse one weight tensor is at one evaluation point.
+
+    `head_zeros`: the zeros of each attention head, where heads share the tensor in equal parts; empty elsewhere.
+    """
 
     layer: str
     shape: tuple[int, ...]
     weights: int = Field(ge=0)
     zeros: int = Field(ge=0)
+    head_zeros: tuple[int, ...] = ()
 
 
 class PointRecord(_Record):
@@ -85,7 +100,27 @@ def canonical_json(value: Any) -> str:
         >>> canonical_json({"b": 1, "a": 0.5})
         '{"a":0.5,"b":1}'
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return _ENCODER.encode(value)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def canonical_json_with(values: Mapping[str, Any], key: str, text: str) -> str:
+    """The canonical JSON of an object with one value more, which is JSON already: what many objects share is encoded once.
+
+    Args:
+        values: The other values by key.
+        key: The key of that value, none of the others.
+        text: Its canonical JSON.
+
+    Example:
+        >>> canonical_json_with({"c": 1, "a": 0.5}, "b", canonical_json([1, 2]))
+        '{"a":0.5,"b":[1,2],"c":1}'
+    """
+    before = canonical_json({other: value for other, value in values.items() if other < key})[1:-1]
+    after = canonical_json({other: value for other, value in values.items() if other > key})[1:-1]
+    return "{" + ",".join([part for part in (before, f"{canonical_json(key)}:{text}", after) if part]) + "}"
 
 
 def short_hash(value: Any) -> str:
@@ -95,4 +130,30 @@ def short_hash(value: Any) -> str:
         >>> short_hash({"a": 1})
         '015abd7f5cc57a2d'
     """
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+    return text_hash(canonical_json(value))
+
+
+def text_hash(text: str) -> str:
+    """The same, of a value's canonical JSON.
+
+    Example:
+        >>> text_hash(canonical_json({"a": 1})) == short_hash({"a": 1})
+        True
+    """
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def configuration_hash(config: Mapping[str, Any]) -> str:
+    """The id that replicates share: of a configuration without its seed, and without which replicate its parent is.
+
+    Example:
+        >>> configuration_hash({"method": "dense", "seed": 1}) == configuration_hash({"method": "dense", "seed": 2})
+        True
+        >>> first, second = ({"seed": 1, "parent": {"run_id": name, "configuration": "c"}} for name in "ab")
+        >>> configuration_hash(first) == configuration_hash(second)
+        True
+    """
+    shared = {key: value for key, value in config.items() if key != "seed"}
+    if isinstance(shared.get("parent"), Mapping):
+        shared["parent"] = {key: value for key, value in shared["parent"].items() if key != "run_id"}
+    return short_hash(shared)

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from sparsebench.atomic import atomic_file
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.run_folder import RunFolder
-from sparsebench.records.schema import RunRecord, canonical_json, short_hash
+from sparsebench.records.run_folder import RUNS, RunFolder
+from sparsebench.records.schema import RunRecord, canonical_json, configuration_hash
 
 __all__ = ["LAYERS_SCHEMA", "RESULTS_SCHEMA", "Tables", "imported_path", "open_tables", "read_imported", "run_folders"]
 
@@ -78,7 +78,7 @@ def run_folders(directory: Path) -> list[RunFolder]:
     """
     if not directory.is_dir():
         raise SparsebenchError(f"no such results folder: {directory}")
-    runs = directory / "runs"
+    runs = directory / RUNS
     if not runs.is_dir():
         if imported_path(directory).exists():
             return []
@@ -190,7 +190,7 @@ def _write(path: Path, schema: pa.Schema, rows: list[dict[str, Any]], fingerprin
 
 
 def _configuration(record: RunRecord) -> str:
-    return short_hash({key: value for key, value in record.config.items() if key != "seed"})
+    return configuration_hash(record.config)
 
 
 def _result_rows(record: RunRecord, study: str | None) -> Iterator[dict[str, Any]]:

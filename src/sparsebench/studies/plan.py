@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.registry import nearest
-from sparsebench.sparsifiers.registry import METHODS, Method
+from sparsebench.sparsifiers.registry import METHODS
+from sparsebench.studies.grids import combinations, where
+from sparsebench.studies.stages import check_stages
 from sparsebench.studies.study_file import MethodGrid, Study
-from sparsebench.training.config import RunConfig, check_setting_names, method_parameters, resolve, takes_sequence
+from sparsebench.training.config import RunConfig, check_setting_names, resolve, resolve_recipe
 from sparsebench.workloads.registry import WORKLOADS
 from sparsebench.workloads.workload import Recipe
 
@@ -18,13 +19,14 @@ __all__ = ["describe_methods", "plan_runs"]
 
 
 def plan_runs(study: Study) -> list[RunConfig]:
-    """Expand a study: every combination of each method's values, at every sparsity and seed.
+    """Expand the grid of a study: every combination of each method's values, at every sparsity and seed.
 
-    A list stands for alternatives; where the argument itself is a sequence (`thresholds`, `layers`), a list is one value and a
-    list of lists stands for alternatives. A configuration that comes out twice is run once.
+    `studies.grids` says what a field can hold. A configuration that comes out twice is run once. Of a study with a budget some
+    are left out (`_drawn`). What later stages are to run depends on results (`studies.stages`); what can be wrong with them is
+    looked at here.
 
     Args:
-        study: As read from its file.
+        study: As read from its file, with one workload.
 
     Returns:
         The configurations, replicates of a configuration apart by all others, so that an interrupted study has seen everything
@@ -36,7 +38,8 @@ def plan_runs(study: Study) -> list[RunConfig]:
     try:
         WORKLOADS.get(study.workload)
     except SparsebenchError as error:
-        raise SparsebenchError(f"{study.where('workload')}: {error}") from error
+        field = "workloads" if "workloads" in study.lines else "workload"
+        raise SparsebenchError(f"{study.where(field)}: {error}") from error
     try:
         check_setting_names(study.settings)
     except SparsebenchError as error:
@@ -45,56 +48,44 @@ def plan_runs(study: Study) -> list[RunConfig]:
     for grid in study.methods:
         for config in _resolved(study, grid):
             firsts.setdefault(config.run_id, config)
+    check_stages(study, list(firsts.values()))
+    drawn = list(firsts.values()) if study.budget is None else _drawn(firsts, study.budget)
     # Nothing but the seed tells replicates apart.
-    return [config.model_copy(update={"seed": seed}) for seed in study.seeds for config in firsts.values()]
+    replicates = [[config.model_copy(update={"seed": seed}) for config in drawn] for seed in study.seeds[1:]]
+    return [*drawn, *itertools.chain.from_iterable(replicates)]
+
+
+def _drawn(configs: Mapping[str, RunConfig], budget: int) -> list[RunConfig]:
+    """A random search: at most so many configurations of each method, by their ids, which are as good as a lot.
+
+    Of a method that is trained at several sparsities there are equally many at each, or one more at lower ones.
+    """
+    groups: dict[tuple[str, float | None], list[str]] = defaultdict(list)
+    for run_id, config in sorted(configs.items()):
+        groups[config.method, config.target_sparsity].append(run_id)
+    methods: dict[str, list[list[str]]] = defaultdict(list)
+    for (method, _), ids in sorted(groups.items(), key=lambda group: group[0][1] or 0.0):
+        methods[method].append(ids)
+    drawn = {run_id for columns in methods.values() for run_id in _row_by_row(columns, budget)}
+    return [config for run_id, config in configs.items() if run_id in drawn]
+
+
+def _row_by_row(columns: Iterable[Sequence[str]], most: int) -> list[str]:
+    cells = (cell for row in itertools.zip_longest(*columns) for cell in row if cell is not None)
+    return list(itertools.islice(cells, most))
 
 
 def _resolved(study: Study, grid: MethodGrid) -> Iterator[RunConfig]:
-    """A method's configurations, at the first seed."""
-    for parameters, settings in _settings_of(study, grid):
+    """A method's configurations, at the first seed; thousands may share a recipe."""
+    recipes: dict[str, Recipe] = {}
+    for parameters, settings in combinations(study, grid, study.settings, Recipe.model_fields, study.sparsities):
         try:
-            yield resolve(study.workload, grid.method, parameters, settings, study.seeds[0])
+            key = repr(settings)
+            if key not in recipes:
+                recipes[key] = resolve_recipe(study.workload, grid.method, settings)
+            yield resolve(study.workload, grid.method, parameters, recipes[key], study.seeds[0])
         except SparsebenchError as error:
-            raise SparsebenchError(f"{study.source}, line {grid.line}: {grid.method}: {error}") from error
-
-
-def _settings_of(study: Study, grid: MethodGrid) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """All combinations of a method's arguments and of the recipe's settings."""
-    try:
-        method = METHODS.get(grid.method)
-    except SparsebenchError as error:
-        raise SparsebenchError(f"{study.source}, line {grid.line}: {error}") from error
-    known = method_parameters(method)
-    axes: dict[str, list[Any]] = {}
-    if "sparsity" in known and "sparsity" not in grid.values:
-        if not study.sparsities:
-            raise SparsebenchError(
-                f"{study.source}, line {grid.line}: {grid.method} needs sparsities; add the field 'sparsities'"
-            )
-        axes["sparsity"] = list(study.sparsities)
-    for name, value in (dict(study.settings) | dict(grid.values)).items():
-        if name not in known and name not in Recipe.model_fields:
-            fields = [*known, *Recipe.model_fields]
-            raise SparsebenchError(
-                f"{study.source}, line {grid.line}: unknown field {name!r} of {grid.method!r}{nearest(name, fields)}; "
-                f"known: {', '.join(fields)}"
-            )
-        axes[name] = list(_alternatives(method, name, value))
-        if not axes[name]:
-            raise SparsebenchError(f"{study.source}, line {grid.line}: {name}: expected at least one value")
-    combinations = []
-    for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, values, strict=True))
-        parameters = {name: value for name, value in chosen.items() if name in known}
-        combinations.append((parameters, {name: value for name, value in chosen.items() if name not in known}))
-    return combinations
-
-
-def _alternatives(method: Method, name: str, value: Any) -> Iterator[Any]:
-    if not isinstance(value, list) or (takes_sequence(method, name) and not (value and isinstance(value[0], list))):
-        yield value
-    else:
-        yield from value
+            raise SparsebenchError(f"{where(study, grid)}: {grid.method}: {error}") from error
 
 
 def describe_methods(configs: Sequence[RunConfig]) -> Mapping[str, Mapping[str, str]]:

@@ -1,4 +1,4 @@
-"""Running a study: what is done stays, the rest is worked off, the table is brought up to date."""
+"""Running a study: what is done stays, the rest is worked off, stage by stage."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from pathlib import Path
 
 from sparsebench.atomic import atomic_file, make_directory
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.run_folder import RunFolder
+from sparsebench.records.run_folder import RUNS
+from sparsebench.studies.executors.executor import Executor, Outcome
 from sparsebench.studies.plan import describe_methods, plan_runs
+from sparsebench.studies.selection import EVERYTHING, Selection
+from sparsebench.studies.sharing import run_shared
 from sparsebench.studies.study_file import Study
-from sparsebench.studies.workers import Outcome, run_all
+from sparsebench.studies.study_runs import StudyRuns
 from sparsebench.training.config import RunConfig
+from sparsebench.training.devices import launched_processes
 
 __all__ = ["StudySummary", "run_study"]
 
@@ -24,77 +28,105 @@ class StudySummary:
     """What a call of `run_study` did.
 
     Attributes:
-        planned: Runs of the study.
+        planned: Runs of the study that were chosen, as far as they are known.
         finished_before: Those that were done already and did not run again.
         finished: Those that this call finished.
+        elsewhere: Those that another driver of the study finished meanwhile.
         failed: Those that failed, in this call or an earlier one, with the reason.
-        held: Those that another process is at.
+        unplanned: Stages whose runs are not known yet: some that they depend on have not ended.
     """
 
     planned: int
     finished_before: int
     finished: int
+    elsewhere: int
     failed: dict[str, str]
-    held: tuple[str, ...]
+    unplanned: tuple[str, ...] = ()
+
+    @property
+    def left(self) -> int:
+        """Runs that have not ended: more than the limit of a call, or going on from others that failed or were not chosen."""
+        return self.planned - self.finished_before - self.finished - self.elsewhere - len(self.failed)
 
 
 def run_study(
     study: Study,
     directory: Path,
+    executor: Executor,
     *,
-    workers: int,
+    selection: Selection = EVERYTHING,
     retry_failed: bool = False,
-    checkpoint_seconds: float = 60.0,
     begin: Callable[[int, int], None] | None = None,
     done: Callable[[Outcome], None] | None = None,
 ) -> StudySummary:
-    """Run what a study has not run yet.
+    """Run what a study has not run yet, beside other drivers that may be at it too.
 
     Args:
         study: The study.
         directory: Its results folder; runs of an earlier version of the study in it stay.
-        workers: Number of worker processes, at least 1.
+        executor: Trains the runs.
+        selection: Which runs of the study to work on.
         retry_failed: Whether runs that failed earlier are run again.
-        checkpoint_seconds: Seconds between the checkpoints of a run.
-        begin: Called with the number of planned runs and of those to do now.
+        begin: Called before each stage with the number of runs that had ended and of those to do now.
         done: Called as each run ends.
 
     Raises:
-        SparsebenchError: The study is wrong, or the folder cannot be written or belongs to another study.
+        SparsebenchError: The study or the selection is wrong, a launcher of several processes started this one, or the folder
+            cannot be written or belongs to another study.
     """
-    if workers < 1:
-        raise SparsebenchError(f"workers={workers}: expected at least 1")
-    configs = plan_runs(study)
-    make_directory(directory / "runs")
-    _write_description(study, configs, directory)
-    outcomes: list[Outcome] = []
-    todo, before, failed = [], 0, {}
-    for config in configs:
-        folder = RunFolder(directory / "runs" / config.run_id)
-        status = folder.status()
-        if status == "finished":
-            before += 1
-        elif status == "failed" and not retry_failed:
-            failed[config.run_id] = folder.read_failure()
-        else:
-            folder.failure_path.unlink(missing_ok=True)
-            todo.append(config)
-    if begin is not None:
-        begin(len(configs), len(todo))
+    if launched_processes() > 1:
+        raise SparsebenchError("a study starts its own processes: run it without torchrun or accelerate launch")
+    runs = StudyRuns(study, directory, plan_runs(study))
+    selection.check(runs.planned, complete=not study.stages)
+    make_directory(directory / RUNS)
+    _write_description(study, runs.planned, directory)
+    outcomes: dict[str, Outcome] = {}
 
     def ended(outcome: Outcome) -> None:
-        outcomes.append(outcome)
+        outcomes[outcome.run_id] = outcome
         if done is not None:
             done(outcome)
 
-    run_all(todo, directory, workers, checkpoint_seconds, ended)
-    failed |= {outcome.run_id: outcome.reason for outcome in outcomes if outcome.status == "failed"}
+    before, failed = 0, {}
+    looked_at: set[str] = set()
+    while True:
+        todo = []
+        for config in selection.choose(runs.ready().values()):
+            run_id = config.run_id
+            if run_id in looked_at:
+                continue
+            looked_at.add(run_id)
+            folder = runs.folder(run_id)
+            status = folder.status()
+            if status == "finished":
+                before += 1
+            elif status == "failed" and not retry_failed:
+                failed[run_id] = folder.read_failure()
+            else:
+                todo.append(config)
+        if todo:
+            todo = selection.within_limit(todo, len(outcomes))
+            if not todo:
+                break
+            for config in todo:
+                runs.folder(config.run_id).failure_path.unlink(missing_ok=True)
+            if begin is not None:
+                begin(before + len(failed) + len(outcomes), len(todo))
+            run_shared(executor, todo, directory, ended)
+        elif runs.plan_further():
+            _write_description(study, runs.planned, directory)
+        else:
+            break
+    if begin is not None and not outcomes:
+        begin(before + len(failed), 0)
+    failed |= {run_id: outcome.reason for run_id, outcome in outcomes.items() if outcome.status == "failed"}
     return StudySummary(
-        planned=len(configs),
+        planned=len(selection.choose(runs.planned)),
         finished_before=before,
-        finished=sum(outcome.status == "finished" for outcome in outcomes),
+        finished=sum(outcome.status == "finished" for outcome in outcomes.values()),
+        elsewhere=sum(outcome.status == "elsewhere" for outcome in outcomes.values()),
         failed=failed,
-        held=tuple(outcome.run_id for outcome in outcomes if outcome.status == "held"),
+        unplanned=runs.unplanned,
     )
 
 
@@ -108,13 +140,12 @@ def _write_description(study: Study, configs: list[RunConfig], directory: Path) 
             raise SparsebenchError(f"{path} is damaged: delete it and run the study again") from error
         if name != study.name:
             raise SparsebenchError(f"{directory} holds the study {name!r}, not {study.name!r}: choose another folder with --out")
-    shown = study.source if Path(study.source).exists() else study.name
     description = {
         "name": study.name,
         "workload": study.workload,
         "description": study.description,
         "note": study.note,
-        "command": f"sparsebench study run {shlex.quote(shown)} --out {shlex.quote(str(directory))}",
+        "command": shlex.join(["sparsebench", "study", "run", *study.arguments, "--out", str(directory)]),
         "planned_runs": len(configs),
         "sparsities": list(study.sparsities),
         "methods": describe_methods(configs),

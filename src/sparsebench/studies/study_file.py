@@ -1,28 +1,59 @@
-"""Study files: a YAML file that names workload, methods, grids, sparsities and seeds."""
+"""Study files: YAML that names workloads, methods, grids, sparsities, seeds, and stages that depend on earlier results."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sparsebench.errors import SparsebenchError
 from sparsebench.registry import nearest
+from sparsebench.studies.fields import Fields, compose
 
-__all__ = ["MethodGrid", "Study", "read_study", "shipped_studies"]
+__all__ = ["GRID", "MethodGrid", "Stage", "Study", "each_workload", "read_study", "shipped_studies"]
+
+GRID = "grid"
+"""The name of a study's first stage, the runs of its `methods`."""
 
 
 @dataclass(frozen=True)
 class MethodGrid:
-    """One method's part of a study: values by field, each a list of alternatives; `line` is where it stands in the file."""
+    """A grid of a method: values by field, each one value or a list of alternatives; `line` is where it stands in the file."""
 
     method: str
     values: Mapping[str, Any]
     line: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Runs that an earlier stage's results decide.
+
+    From the runs of the stage `of` the best configuration of each method is chosen at every sparsity of the study. Without
+    `methods` it is run again with other seeds; with them, each method goes on from its runs.
+
+    Attributes:
+        name: Its name.
+        of: The earlier stage.
+        take: The methods of that stage that count; all where empty.
+        seeds: Seeds of the chosen configurations; those of the study where None.
+        keep_weights_at: When chosen configurations keep their weights for lottery tickets; None for never.
+        methods: Methods that go on from the chosen runs.
+        line: Where it stands in the file.
+        lines: Where its fields stand in the file.
+    """
+
+    name: str
+    of: str
+    take: tuple[str, ...]
+    seeds: tuple[int, ...] | None
+    keep_weights_at: Any
+    methods: tuple[MethodGrid, ...]
+    line: int
+    lines: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -33,40 +64,67 @@ class Study:
         name: Its name.
         description: What it is for, in a line.
         note: What its page must say to be honest.
-        workload: Name of the workload.
+        workloads: Names of the workloads.
         seeds: Seeds of the replicates.
         sparsities: Sparsities asked about; methods with a parameter `sparsity` are trained at each.
+        budget: The most configurations of a method; None for all of its grid.
         settings: Changes to the workload's recipe for all methods.
         methods: The methods with their grids.
+        stages: What follows, in order.
         source: The file, for messages.
         lines: Where its fields stand in the file, for messages.
+        arguments: What `sparsebench study run` must be given for it.
     """
 
     name: str
     description: str
     note: str
-    workload: str
+    workloads: tuple[str, ...]
     seeds: tuple[int, ...]
     sparsities: tuple[float, ...]
+    budget: int | None
     settings: Mapping[str, Any]
     methods: tuple[MethodGrid, ...]
+    stages: tuple[Stage, ...]
     source: str
     lines: Mapping[str, int]
+    arguments: tuple[str, ...]
+
+    @property
+    def workload(self) -> str:
+        """The workload of a study that has one: see `each_workload`."""
+        (workload,) = self.workloads
+        return workload
 
     def where(self, field: str) -> str:
         """The place of a field, as messages name it."""
         return f"{self.source}, line {self.lines[field]}" if field in self.lines else self.source
 
 
-_REQUIRED = ("study", "workload", "methods")
-_KNOWN = ("study", "description", "note", "workload", "seeds", "sparsities", "settings", "methods")
+_KNOWN = (
+    "study",
+    "description",
+    "note",
+    "workload",
+    "workloads",
+    "seeds",
+    "sparsities",
+    "budget",
+    "settings",
+    "methods",
+    "stages",
+)
+_STAGE = ("of", "take", "seeds", "keep_weights_at", "methods")
 
 
 def shipped_studies() -> dict[str, Study]:
     """The studies that come with the package, by name."""
     folder = files("sparsebench.studies") / "files"
     found = (item for item in folder.iterdir() if item.name.endswith(".yaml"))
-    studies = [_parse(item.read_text(encoding="utf-8"), item.name) for item in sorted(found, key=lambda item: item.name)]
+    studies = [
+        _parse(item.read_text(encoding="utf-8"), item.name, item.name.removesuffix(".yaml"))
+        for item in sorted(found, key=lambda item: item.name)
+    ]
     return {study.name: study for study in studies}
 
 
@@ -86,7 +144,7 @@ def read_study(name: str) -> Study:
     path = Path(name)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
-            return _parse(path.read_text(encoding="utf-8"), str(path))
+            return _parse(path.read_text(encoding="utf-8"), str(path), name)
         except UnicodeDecodeError as error:
             raise SparsebenchError(f"{path} is not a text file in UTF-8") from error
         except OSError as error:
@@ -99,107 +157,131 @@ def read_study(name: str) -> Study:
     return shipped[name]
 
 
-def _parse(text: str, source: str) -> Study:
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}, line {mark.line + 1}" if mark else source
-        problem = getattr(error, "problem", None) or error
-        raise SparsebenchError(f"{where}: not YAML: {' '.join(str(problem).split())}") from error
-    if not isinstance(node, yaml.MappingNode):
-        raise SparsebenchError(f"{source}: expected a mapping with the fields {', '.join(_REQUIRED)}")
-    fields = _Fields(node, source)
-    fields.check(_KNOWN, _REQUIRED)
-    methods = fields.mapping("methods")
-    if not methods.lines:
+def each_workload(study: Study, workload: str | None = None) -> list[Study]:
+    """A study of several workloads as studies of one: each has results, and a page, of its own.
+
+    Args:
+        study: The study.
+        workload: The only one to keep; it need not be among those that the file names. All if None.
+
+    Returns:
+        The studies. Their names end with that of the workload where there could be several.
+
+    Example:
+        >>> [one.name for one in each_workload(read_study("gale2019"), "digits")]
+        ['gale2019-digits']
+    """
+    if workload is None and "workload" in study.lines:
+        return [study]
+    chosen = study.workloads if workload is None else (workload,)
+    own = set(chosen) <= set(study.workloads)
+    return [
+        replace(
+            study,
+            # What the file does not say is not on a line of it.
+            lines={field: line for field, line in study.lines.items() if own or not field.startswith("workload")},
+            name=f"{study.name}-{re.sub(r'[^A-Za-z0-9]+', '-', name).strip('-')}",
+            workloads=(name,),
+            arguments=(*study.arguments, "--workload", name),
+        )
+        for name in chosen
+    ]
+
+
+def _parse(text: str, source: str, asked: str) -> Study:
+    fields = compose(text, source, ("study", "workload", "methods"))
+    named = "workloads" if "workloads" in fields.lines else "workload"
+    fields.check(_KNOWN, ("study", named, "methods"))
+    if named == "workloads" and "workload" in fields.lines:
+        raise SparsebenchError(f"{fields.where('workload')}: expected either this field or 'workloads', not both")
+    grids = _grids(fields, "methods")
+    if not grids:
         raise SparsebenchError(f"{fields.where('methods')}: expected at least one method")
     return Study(
         name=fields.text("study"),
         description=fields.text("description", ""),
         note=" ".join(fields.text("note", "").split()),
-        workload=fields.text("workload"),
-        seeds=fields.seeds(),
-        sparsities=fields.sparsities(),
+        workloads=(fields.text("workload"),) if named == "workload" else fields.names("workloads"),
+        seeds=_seeds(fields, 3),
+        sparsities=_sparsities(fields),
+        budget=_budget(fields),
         settings=fields.mapping("settings").values(),
-        methods=tuple(MethodGrid(name, methods.mapping(name).values(), line) for name, line in methods.lines.items()),
+        methods=grids,
+        stages=_stages(fields.mapping("stages")),
         source=source,
         lines=fields.lines,
+        arguments=(asked,),
     )
 
 
-class _Fields:
-    """A YAML mapping whose keys remember their lines."""
+def _grids(fields: Fields, name: str) -> tuple[MethodGrid, ...]:
+    methods = fields.mapping(name)
+    found = []
+    for method, line in methods.lines.items():
+        grids = methods.mappings(method)
+        found += [MethodGrid(method, grid.values(), line if len(grids) == 1 else grid.line) for grid in grids]
+    return tuple(found)
 
-    def __init__(self, node: yaml.MappingNode, source: str) -> None:
-        self._source = source
-        self._nodes: dict[str, yaml.Node] = {}
-        self.lines: dict[str, int] = {}
-        for key, value in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in self.lines:
-                raise SparsebenchError(f"{source}, line {line}: {name!r} stands here twice (first on line {self.lines[name]})")
-            self._nodes[name], self.lines[name] = value, line
 
-    def where(self, name: str) -> str:
-        return f"{self._source}, line {self.lines[name]}: {name}" if name in self.lines else f"{self._source}: {name}"
-
-    def check(self, known: tuple[str, ...], required: tuple[str, ...]) -> None:
-        for name, line in self.lines.items():
-            if name not in known:
+def _stages(fields: Fields) -> tuple[Stage, ...]:
+    stages: list[Stage] = []
+    for name, line in fields.lines.items():
+        stage = fields.mapping(name)
+        stage.check(_STAGE, ())
+        earlier = [GRID, *(one.name for one in stages)]
+        if name == GRID:
+            raise SparsebenchError(f"{fields.where(name)}: the runs of the study's methods have this name; choose another")
+        of = stage.text("of", earlier[-1])
+        if of not in earlier:
+            raise SparsebenchError(f"{stage.where('of')}={of!r}: expected an earlier stage, one of {', '.join(earlier)}")
+        grids = _grids(stage, "methods")
+        for field in ("seeds", "keep_weights_at"):
+            if grids and field in stage.lines:
                 raise SparsebenchError(
-                    f"{self._source}, line {line}: unknown field {name!r}{nearest(name, known)}; known: {', '.join(known)}"
+                    f"{stage.where(field)}: methods of a stage go on from the runs that are there; give it to the stage {of!r}"
                 )
-        for name in required:
-            if name not in self.lines:
-                raise SparsebenchError(f"{self._source}: field {name!r} is missing")
-
-    def value(self, name: str) -> Any:
-        document = self._nodes[name]
-        loader = yaml.SafeLoader("")
-        try:
-            return loader.construct_document(document)
-        except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
-            raise SparsebenchError(f"{self.where(name)}: {getattr(error, 'problem', error)}") from error
-        finally:
-            loader.dispose()
-
-    def values(self) -> dict[str, Any]:
-        return {name: self.value(name) for name in self.lines}
-
-    def text(self, name: str, default: str | None = None) -> str:
-        if name not in self.lines and default is not None:
-            return default
-        value = self.value(name)
-        if not isinstance(value, str) or not value.strip():
-            raise SparsebenchError(f"{self.where(name)}={value!r}: expected a text")
-        return value.strip()
-
-    def mapping(self, name: str) -> _Fields:
-        node = self._nodes.get(name)
-        if node is None or (isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"):
-            return _Fields(yaml.MappingNode("tag:yaml.org,2002:map", []), self._source)
-        if not isinstance(node, yaml.MappingNode):
-            raise SparsebenchError(f"{self.where(name)}: expected a mapping from names to values, such as {name}: {{...}}")
-        return _Fields(node, self._source)
-
-    def seeds(self) -> tuple[int, ...]:
-        value = self.value("seeds") if "seeds" in self.lines else 3
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-            return tuple(range(value))
-        if isinstance(value, list) and value and all(_is_seed(seed) for seed in value) and len(set(value)) == len(value):
-            return tuple(value)
-        raise SparsebenchError(
-            f"{self.where('seeds')}={value!r}: expected a number of seeds, or a list of different integers >= 0"
-        )
-
-    def sparsities(self) -> tuple[float, ...]:
-        value = self.value("sparsities") if "sparsities" in self.lines else []
-        if not isinstance(value, list) or not all(_is_sparsity(sparsity) for sparsity in value):
-            raise SparsebenchError(
-                f"{self.where('sparsities')}={value!r}: expected a list of fractions in [0, 1), such as [0.5, 0.9]"
+        stages.append(
+            Stage(
+                name=name,
+                of=of,
+                take=stage.names("take") if "take" in stage.lines else (),
+                seeds=_seeds(stage, 3) if "seeds" in stage.lines else None,
+                keep_weights_at=stage.value("keep_weights_at") if "keep_weights_at" in stage.lines else None,
+                methods=grids,
+                line=line,
+                lines=stage.lines,
             )
-        return tuple(sorted({float(sparsity) for sparsity in value}))
+        )
+    return tuple(stages)
+
+
+def _seeds(fields: Fields, default: int) -> tuple[int, ...]:
+    value = fields.value("seeds") if "seeds" in fields.lines else default
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return tuple(range(value))
+    if isinstance(value, list) and value and all(_is_seed(seed) for seed in value) and len(set(value)) == len(value):
+        return tuple(value)
+    raise SparsebenchError(f"{fields.where('seeds')}={value!r}: expected a number of seeds, or a list of different integers >= 0")
+
+
+def _sparsities(fields: Fields) -> tuple[float, ...]:
+    value = fields.value("sparsities") if "sparsities" in fields.lines else []
+    if not isinstance(value, list) or not all(_is_sparsity(sparsity) for sparsity in value):
+        raise SparsebenchError(
+            f"{fields.where('sparsities')}={value!r}: expected a list of fractions in [0, 1), such as [0.5, 0.9]"
+        )
+    return tuple(sorted({float(sparsity) for sparsity in value}))
+
+
+def _budget(fields: Fields) -> int | None:
+    if "budget" not in fields.lines:
+        return None
+    value = fields.value("budget")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise SparsebenchError(
+            f"{fields.where('budget')}={value!r}: expected a number of configurations of each method, at least 1"
+        )
+    return value
 
 
 def _is_seed(value: object) -> bool:

@@ -16,6 +16,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.records.importing.layouts import SPARSITIES
 from sparsebench.records.importing.result_file import ImportedRun, read_result_file
 from sparsebench.records.locking import locked
+from sparsebench.records.run_folder import RUNS
 from sparsebench.records.table import RESULTS_SCHEMA, imported_path, read_imported
 
 __all__ = ["ImportSummary", "import_files"]
@@ -87,7 +88,7 @@ def _facts(rows: Iterable[dict[str, Any]]) -> list[tuple[Any, ...]]:
 def _describe(directory: Path, workloads: set[str]) -> None:
     """Say what a folder of imported runs asks about, unless it is a study's already or has no single subject."""
     path = directory / "study.json"
-    if path.exists() or (directory / "runs").exists() or len(workloads) > 1:
+    if path.exists() or (directory / RUNS).exists() or len(workloads) > 1:
         return
     (workload,) = workloads
     description = {

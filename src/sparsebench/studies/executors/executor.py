@@ -1,0 +1,127 @@
+"""The Executor protocol, and what every executor does with one run."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.records.claims import ClaimLostError, Claims
+from sparsebench.records.run_folder import RunFolder
+from sparsebench.training.config import RunConfig
+from sparsebench.training.loop import Progress
+from sparsebench.training.run import train_claimed
+
+__all__ = ["MOST_DEATHS", "DiskFullError", "Done", "Executor", "Outcome", "ended_elsewhere", "give_up", "run_one"]
+
+MOST_DEATHS = 3  # of its worker, before a run is taken for the cause
+
+
+class DiskFullError(SparsebenchError):
+    """Nothing more can be written: no run's fault, and no other run will fare better."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended.
+
+    Attributes:
+        run_id: Which.
+        status: "finished" or "failed"; "held" where another process is at it; "elsewhere" where another one finished it.
+        reason: Why it failed, in a line.
+    """
+
+    run_id: str
+    status: Literal["finished", "failed", "held", "elsewhere"]
+    reason: str = ""
+
+
+Done = Callable[[Outcome], None]
+
+
+class Executor(Protocol):
+    """Trains configurations somewhere. How many at once, for how long and where is what each executor is made with."""
+
+    @property
+    def claims(self) -> Claims:
+        """How its processes, and those of other drivers, keep off each other's runs."""
+
+    def run(self, configs: Sequence[RunConfig], directory: Path, done: Done) -> None:
+        """Train configurations until each has ended one way or the other.
+
+        Args:
+            configs: What to train, each of them once.
+            directory: The results folder; run folders lie in `directory/runs`, whoever trained them.
+            done: Called in this process, once for each configuration. A run that another process holds is told as "held" and
+                not waited for.
+
+        Raises:
+            SparsebenchError: Nothing can be trained there (no such cluster, the extra is not installed).
+            DiskFullError: The disk of the results folder is full. What is under way is stopped.
+        """
+
+
+def ended_elsewhere(folder: RunFolder) -> Outcome | None:
+    """How another process ended a run since the study began; None where it is still to do."""
+    status = folder.status()
+    if status == "finished":
+        return Outcome(folder.path.name, "elsewhere")
+    return Outcome(folder.path.name, "failed", folder.read_failure()) if status == "failed" else None
+
+
+def run_one(config: dict[str, Any], directory: str, checkpoint_seconds: float, claims: Claims) -> Outcome:
+    """Claim one configuration and train it in this process; what it raises becomes the run's failure.
+
+    Raises:
+        DiskFullError: The disk is full.
+    """
+    checked = RunConfig.model_validate(config)
+    folder = RunFolder.of(Path(directory), checked.run_id, claims)
+
+    def stop_when_lost(_: Progress) -> None:
+        claims.check(folder.path)
+
+    with folder.claim() as ours:
+        if not ours:
+            return Outcome(checked.run_id, "held")
+        ended = ended_elsewhere(folder)  # by the process that held it until now
+        if ended is not None:
+            return ended
+        try:
+            train_claimed(checked, folder, checkpoint_seconds=checkpoint_seconds, observe=stop_when_lost)
+        except ClaimLostError:
+            return Outcome(checked.run_id, "held")
+        except Exception as error:  # whatever a run raises is that run's failure, and the others go on
+            line = str(error) if isinstance(error, SparsebenchError) else f"{type(error).__name__}: {error}"
+            reason = line.strip().partition("\n")[0]
+            if _disk_is_full(error):
+                raise DiskFullError(reason) from error
+            return _fail(folder, reason, traceback.format_exc())
+    return Outcome(checked.run_id, "finished")
+
+
+def give_up(folder: RunFolder, reason: str) -> Outcome:
+    """Let a run whose process is gone be failed, unless another process took it up already."""
+    with folder.claim() as ours:
+        return (ended_elsewhere(folder) or _fail(folder, reason, "")) if ours else Outcome(folder.path.name, "held")
+
+
+def _fail(folder: RunFolder, reason: str, details: str) -> Outcome:
+    """The outcome of a run that failed; why is kept in its folder where that can be written."""
+    with contextlib.suppress(SparsebenchError):
+        folder.write_failure(reason, details)
+    return Outcome(folder.path.name, "failed", reason)
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it comes from, says so."""
+    if error is None:
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return _disk_is_full(error.__cause__) or (error.__cause__ is not error.__context__ and _disk_is_full(error.__context__))

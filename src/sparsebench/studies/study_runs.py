@@ -1,0 +1,91 @@
+"""The runs of a study, as far as finished ones tell: those of its grid, and of the stages whose turn has come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sparsebench.records.run_folder import RunFolder
+from sparsebench.records.schema import RunRecord
+from sparsebench.studies.stages import plan_stage
+from sparsebench.studies.study_file import GRID, Study
+from sparsebench.training.config import RunConfig
+
+__all__ = ["StudyRuns"]
+
+
+class StudyRuns:
+    """Stage after stage of a study. It is a function of what lies in the results folder: nothing else is remembered.
+
+    Args:
+        study: The study.
+        directory: Its results folder.
+        grid: The runs of its first stage, as `studies.plan.plan_runs` gives them.
+    """
+
+    def __init__(self, study: Study, directory: Path, grid: Iterable[RunConfig]) -> None:
+        self._study, self._directory = study, directory
+        self._stages = {GRID: {config.run_id: config for config in grid}}
+        self._known = dict(self._stages[GRID])
+
+    @property
+    def planned(self) -> list[RunConfig]:
+        """All that is known so far, each once."""
+        return list(self._known.values())
+
+    @property
+    def unplanned(self) -> tuple[str, ...]:
+        """Stages whose turn has not come."""
+        return tuple(stage.name for stage in self._study.stages if stage.name not in self._stages)
+
+    def of_stage(self, name: str) -> list[RunConfig]:
+        """The runs of a stage whose turn has come."""
+        return list(self._stages[name].values())
+
+    def folder(self, run_id: str) -> RunFolder:
+        """Where a run lies."""
+        return RunFolder.of(self._directory, run_id)
+
+    def ready(self) -> dict[str, RunConfig]:
+        """Those that can run, or have, by their ids: what a run goes on from must be finished."""
+        return {
+            run_id: config
+            for run_id, config in self._known.items()
+            if config.parent is None or self.folder(config.parent.run_id).status() == "finished"
+        }
+
+    def plan_further(self) -> bool:
+        """Plan the stages whose earlier stage has ended.
+
+        Returns:
+            Whether there is a stage more.
+
+        Raises:
+            SparsebenchError: A record cannot be read.
+        """
+        before = len(self._stages)
+        for stage in self._study.stages:
+            earlier = self._stages.get(stage.of)
+            if stage.name not in self._stages and earlier is not None and all(map(self._has_ended, earlier)):
+                configs = plan_stage(self._study, stage, earlier.values(), self._result)
+                self._stages[stage.name] = {config.run_id: config for config in configs}
+                self._known |= self._stages[stage.name]
+        return len(self._stages) > before
+
+    def _has_ended(self, run_id: str) -> bool:
+        """Whether a run is finished or failed, or will never run because it goes on from one that failed."""
+        status = self.folder(run_id).status()
+        if status in ("finished", "failed"):
+            return True
+        parent = self._known[run_id].parent
+        return parent is not None and self._failed(parent.run_id)
+
+    def _failed(self, run_id: str) -> bool:
+        if self.folder(run_id).status() == "failed":
+            return True
+        parent = self._known[run_id].parent if run_id in self._known else None
+        return parent is not None and self._failed(parent.run_id)
+
+    def _result(self, run_id: str) -> RunRecord | None:
+        folder = self.folder(run_id)
+        return folder.read_result() if folder.status() == "finished" else None
