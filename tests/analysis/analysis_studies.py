@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsebench.records.run_folder import RunFolder
-from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord, short_hash
+from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord, canonical_json, short_hash
 
 
 def layers(*sparsities: float, weights: int = 1000) -> tuple[LayerRecord, ...]:
@@ -75,9 +75,11 @@ def write(directory: Path, records: Iterable[RunRecord], sparsities: Iterable[fl
     """Write a results folder, with a study.json if `sparsities` are given."""
     records = list(records)
     for record in records:
+        # As RunFolder writes them, but without waiting for the disk: these folders need not survive a power failure.
         folder = RunFolder(directory / "runs" / record.run_id)
-        folder.create(record.config)
-        folder.write_result(record)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        (folder.path / "config.json").write_text(canonical_json(record.config), encoding="utf-8")
+        folder.result_path.write_text(record.model_dump_json(), encoding="utf-8")
     if sparsities is not None:
         written = {
             "name": "synthetic",

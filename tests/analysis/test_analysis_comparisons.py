@@ -139,6 +139,19 @@ def test_what_is_not_shown_is_not_called_equal(tmp_path):
     assert words == ["On digits no difference between l0 and random shown at 50\N{NO-BREAK SPACE}% and 90\N{NO-BREAK SPACE}%."]
 
 
+def test_sentences_without_a_shown_difference_come_last():
+    noise = (0.0, 0.1, -0.1, 0.05, -0.05)
+    study = study_of(
+        {
+            name: [mean + noise[(seed + shift) % 5] for seed in range(5)]
+            for name, mean, shift in (("a", 90.0, 0), ("b", 90.0, 1), ("c", 70.0, 2))
+        }
+    )
+    words = in_words(compare(study, paired=True), "digits", "accuracy")
+    assert ["beats" in sentence for sentence in words] == [True, True, False]
+    assert "no difference between a and b" in words[2]
+
+
 def test_areas_are_those_of_the_curves_of_each_seed(tmp_path):
     frontiers = find_frontiers(load_study(write(tmp_path, small_study(), [0.8, 0.9])))
     places = [position(0.8), position(0.9)]

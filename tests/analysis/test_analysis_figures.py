@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 from analysis_studies import small_study, write
+from plotly.validator_cache import ValidatorCache
 
 from sparsebench.analysis.figures import trade_off
 from sparsebench.analysis.frontiers import Frontiers, Point, find_frontiers
 from sparsebench.analysis.layer_figures import layer_figures, layer_sparsities
-from sparsebench.analysis.palette import styles
+from sparsebench.analysis.palette import BUILT_IN, style
 from sparsebench.analysis.settings import varying_settings
 from sparsebench.analysis.sparsity_axis import position, ticks
 from sparsebench.analysis.statistics import Estimate
 from sparsebench.analysis.study_data import load_study
+from sparsebench.records.published.values import published_values
 from sparsebench.records.query import query
+from sparsebench.sparsifiers.registry import METHODS
 
 
 @pytest.fixture
@@ -26,10 +30,41 @@ def test_a_method_looks_the_same_in_every_figure_and_company(data):
     figures = [trade_off(frontiers, "accuracy").figure, *layer_figures(frontiers, data.layers).values()]
     for method in frontiers.chosen:
         looks = {(trace.marker.color, trace.marker.symbol) for figure in figures for trace in figure.data if trace.name == method}
-        assert looks == {(styles([method])[method].colour, styles([method])[method].symbol)}
-    names = ["dense", "random", "magnitude", "magnitude-global", "magnitude-erk", "variational-dropout", "l0", "a", "b", "c"]
-    assert len(set(styles(names).values())) == len(names)
-    assert styles(names) == styles(reversed(names))
+        assert looks == {(style(method).colour, style(method).symbol)}
+
+
+def test_methods_are_told_apart_without_colours():
+    """Every method of the package and of the published values has a look of its own, by its marker alone too."""
+    names = {method.name for method in METHODS} | {printed.method for printed in published_values()}
+    assert names <= set(BUILT_IN)
+    assert len({look.symbol for look in BUILT_IN.values()}) == len(BUILT_IN)
+    strangers = {style(f"idea {number}") for number in range(400)}
+    assert len(strangers) == 35
+    assert not {look.symbol for look in strangers} & {look.symbol for look in BUILT_IN.values()}
+    # A name that Plotly does not know would be drawn as a circle.
+    open_symbols = ValidatorCache.get_validator("scatter.marker", "symbol").values
+    assert {f"{look.symbol}-open" for look in {*strangers, *BUILT_IN.values()}} <= set(open_symbols)
+
+
+def test_every_axis_has_sqls_places(data):
+    curves = trade_off(find_frontiers(data), "accuracy", weights=2000)
+    assert [axis.key for axis in curves.axes] == ["sparsity", "weights"]
+    line = next(trace for trace in curves.figure.data if trace.name == "variational-dropout" and trace.mode == "lines+markers")
+    said = query(
+        data.directory,
+        "select threshold, 2000 * (1 - avg(sparsity)) as kept from results where method = 'variational-dropout' "
+        "and split = 'test' and metric = 'accuracy' group by threshold order by threshold",
+    )
+    assert list(line.meta["weights"]) == [
+        pytest.approx(said["kept"][1], rel=1e-4),
+        pytest.approx(said["kept"][0], rel=1e-4),
+        None,
+    ]
+    for axis in curves.axes[1:]:
+        for trace in curves.figure.data:
+            assert len(trace.meta[axis.key]) == len(trace.x)
+            known = [math.log10(place) for place in trace.meta[axis.key] if place is not None]
+            assert all(axis.all[0] - 1e-9 <= place <= axis.all[1] + 1e-9 for place in known)
 
 
 def test_layers_are_means_over_the_seeds_of_the_chosen_point(data):
@@ -57,23 +92,31 @@ def test_points_are_drawn_at_their_measured_sparsity_with_their_settings(data):
     drawn = {trace.name: trace for trace in curves.figure.data if trace.mode == "markers"}
     assert len(drawn["magnitude"].x) == 4
     assert set(drawn["variational-dropout"].x) == {round(position(0.951), 5), round(position(0.85), 5)}
-    assert all("begin" in text and "seeds: 0, 1 and 2" in text for text in drawn["magnitude"].text)
+    columns = [
+        line.split(" %{")[0] for line in drawn["magnitude"].hovertemplate.removesuffix("<extra></extra>").split("<br>")[1:]
+    ]
+    told = [dict(zip(columns, row, strict=True)) for row in drawn["magnitude"].customdata]
+    assert {row["begin"] for row in told} == {"0", "300"}
+    assert {row["seeds"] for row in told} == {"0, 1 and 2"}
     assert curves.drawn == curves.total == 10
     outside = [
         point
         for point in frontiers.points
         if point.method != "dense"
-        and not (curves.near.x[0] <= position(point.sparsity) <= curves.near.x[1] and curves.near.y[0] <= point.test.mean)
+        and not (
+            curves.axes[0].near[0] <= position(point.sparsity) <= curves.axes[0].near[1] and curves.near[0] <= point.test.mean
+        )
     ]
     assert curves.outside == len(outside)
 
 
 def test_all_points_are_inside_the_view_of_all_points(data):
     frontiers = find_frontiers(data)
-    view = trade_off(frontiers, "accuracy").all
+    curves = trade_off(frontiers, "accuracy")
+    view = curves.view(curves.axes[0], near=False)
     for point in frontiers.points:
-        assert view.x[0] <= position(point.sparsity) <= view.x[1]
-        assert view.y[0] <= point.test.mean <= view.y[1]
+        assert view["xaxis.range"][0] <= position(point.sparsity) <= view["xaxis.range"][1]
+        assert view["yaxis.range"][0] <= point.test.mean <= view["yaxis.range"][1]
 
 
 def test_a_huge_study_still_fits_a_page():
@@ -85,7 +128,7 @@ def test_a_huge_study_still_fits_a_page():
     curves = trade_off(frontiers, "accuracy")
     assert curves.drawn == 5000
     assert curves.total == 20_000
-    assert len(curves.figure.to_json()) < 2_500_000
+    assert len(curves.figure.to_json()) < 1_000_000
 
 
 def test_ticks_do_not_touch_and_prefer_what_was_asked_about():

@@ -8,6 +8,7 @@ import pytest
 from analysis_studies import point, run, small_study, write
 
 from sparsebench.analysis.page import write_page
+from sparsebench.analysis.paper import paper_figures, write_paper_page
 
 HOSTILE = "</script><img src=x onerror='window.broken = 1'>"
 
@@ -48,8 +49,10 @@ def test_the_page_works_offline(browser, report, width, height, scheme):
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
     page.goto(report.as_uri())
-    page.wait_for_selector("#plot-layers .scatterlayer .trace")
     page.wait_for_selector("#plot-trade-off .scatterlayer .trace")
+    for figure in page.locator(".plot").all():  # the others are drawn when they come near the screen
+        figure.scroll_into_view_if_needed()
+        figure.locator(".scatterlayer .trace").first.wait_for(state="attached")
 
     # The dense level and its band, and a line and its points for each of four methods.
     assert page.locator("#plot-trade-off .scatterlayer .trace").count() == 10
@@ -80,6 +83,7 @@ def test_the_controls_do_what_they_say(browser, report):
     # Waiting for a condition evaluates a string in the page, which the page's own policy rightly forbids.
     page = browser.new_page(viewport={"width": 1280, "height": 800}, bypass_csp=True)
     page.goto(report.as_uri())
+    page.locator("#plot-layers").scroll_into_view_if_needed()
     page.wait_for_selector("#plot-layers .scatterlayer .trace")
 
     def read(expression):
@@ -93,12 +97,59 @@ def test_the_controls_do_what_they_say(browser, report):
     page.get_by_role("button", name="Best values").click()
     page.wait_for_function(f"document.getElementById('plot-trade-off').layout.xaxis.range[0] === {before[0]}")
 
+    page.locator("#axis").select_option(label="non-zero weights")
+    page.wait_for_function("document.getElementById('plot-trade-off').layout.xaxis.type === 'log'")
+    assert read("'plot-trade-off').data[3].x")[0] > 1
+    page.locator("#axis").select_option(label="sparsity")
+    page.wait_for_function(f"document.getElementById('plot-trade-off').layout.xaxis.range[0] === {before[0]}")
+
     drawn = read("'plot-layers').data[0].x")
-    page.get_by_label("Chosen points at").select_option(label="≥ 80\N{NO-BREAK SPACE}%")
+    page.locator("#choose-layers").select_option(label="≥ 80\N{NO-BREAK SPACE}%")
     page.wait_for_function(f"document.getElementById('plot-layers').data[0].x[0] !== {drawn[0]}")
 
     page.emulate_media(color_scheme="dark")
     page.wait_for_function(
         "getComputedStyle(document.querySelector('#plot-layers .xtick text')).fill === getComputedStyle(document.body).color"
     )
+    page.close()
+
+
+def test_the_page_of_a_papers_figures_draws_them_all(browser, report):
+    drawn = paper_figures(report.parent, "gale2019")
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(write_paper_page(drawn, "gale2019").as_uri())
+    assert page.locator(".plot").count() == 3
+    for figure in page.locator(".plot").all():
+        figure.scroll_into_view_if_needed()
+        figure.locator(".scatterlayer .trace").first.wait_for(state="attached")
+    assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    assert complaints == []
+    page.close()
+
+
+def test_tables_are_sorted_by_a_click_on_their_headings(browser, report):
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(report.as_uri())
+    table = page.locator("table", has=page.locator("caption", has_text="at least this sparse"))
+
+    def methods():
+        return [row.split("\n")[0].split("\t")[0].strip() for row in table.locator("tbody th").all_inner_texts()]
+
+    def values():
+        texts = table.locator("tbody tr:not(.dense) td:nth-child(2)").all_inner_texts()
+        return [float(text.replace("★", "").replace("highest:", "").split()[0]) for text in texts if text.strip("\u2013 ")]
+
+    heading = table.get_by_role("button", name="≥ 80")
+    heading.click()
+    assert values() == sorted(values())
+    assert heading.locator("..").get_attribute("aria-sort") == "ascending"
+    heading.press("Enter")
+    assert values() == sorted(values(), reverse=True)
+    assert len(set(values())) > 2
+    table.get_by_role("button", name="method").click()
+    assert methods()[:-1] == sorted(methods()[:-1])
+    assert methods()[-1] == "dense"
     page.close()

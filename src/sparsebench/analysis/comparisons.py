@@ -68,7 +68,7 @@ def compare(frontiers: Frontiers, *, paired: bool) -> list[Comparison]:
 
 
 def in_words(comparisons: Sequence[Comparison], workload: str, metric: str) -> list[str]:
-    """A sentence for every two methods, over all sparsities.
+    """A sentence for every two methods, over all sparsities; those without a shown difference come last.
 
     Args:
         comparisons: What `compare` found.
@@ -78,7 +78,8 @@ def in_words(comparisons: Sequence[Comparison], workload: str, metric: str) -> l
     pairs: dict[frozenset[str], list[Comparison]] = {}
     for comparison in comparisons:
         pairs.setdefault(frozenset((comparison.first, comparison.second)), []).append(comparison)
-    return [f"On {workload} {_sentence(own, metric)}." for own in pairs.values()]
+    shown_first = sorted(pairs.values(), key=lambda own: not any(comparison.shown for comparison in own))
+    return [f"On {workload} {_sentence(own, metric)}." for own in shown_first]
 
 
 def _sentence(own: Sequence[Comparison], metric: str) -> str:

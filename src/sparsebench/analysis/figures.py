@@ -1,8 +1,7 @@
-"""The page's figures: what accuracy each sparsity costs, and where in the network the zeros are."""
+"""The page's first figure: what accuracy each sparsity costs."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,26 +9,21 @@ from typing import Any
 import plotly.graph_objects as go
 
 from sparsebench.analysis import sparsity_axis
+from sparsebench.analysis.axes import Axis, axes
+from sparsebench.analysis.best_lines import half_widths, means
 from sparsebench.analysis.frontiers import DENSE, Frontiers, Point
-from sparsebench.analysis.palette import Style, styles
+from sparsebench.analysis.layout import as_plotly_text, base_layout, line_trace, metric_axis
+from sparsebench.analysis.palette import style
 from sparsebench.analysis.published_curves import PublishedCurve, published_traces
 from sparsebench.analysis.settings import varying_settings
 from sparsebench.analysis.statistics import Estimate
 from sparsebench.analysis.wording import asked, count, listing, measured, metric_label, value
 
-__all__ = ["TradeOff", "View", "as_plotly_text", "base_layout", "trade_off"]
+__all__ = ["TradeOff", "facts", "trade_off"]
 
 _MOST_POINTS = 6000  # more would neither be told apart nor fit the page
-_LONGEST = 90  # letters of one line in a hover label
 _DODGE = 0.011  # between methods that stand at the same sparsity, in units of the axis
-
-
-@dataclass(frozen=True)
-class View:
-    """The ranges of both axes of a figure."""
-
-    x: tuple[float, float]
-    y: tuple[float, float]
+_DIGITS = 5  # of the places of marks: more than a screen shows
 
 
 @dataclass(frozen=True)
@@ -37,148 +31,134 @@ class TradeOff:
     """The figure of trade-off curves.
 
     Args:
-        figure: The figure, showing `near`.
-        near: A view of the sparsities asked about and the best values.
-        all: A view of every point.
-        outside: How many points `near` does not show.
+        figure: The figure against sparsity, showing the best values. The `meta` of each trace has its places on the other axes.
+        axes: What it can be drawn against, sparsity first.
+        near: The range of values that holds the best ones.
+        all: The range of all values.
+        outside: How many points the first view does not show.
         drawn: How many points are drawn.
         total: How many there are; more than `drawn` in a huge study only.
     """
 
     figure: go.Figure
-    near: View
-    all: View
+    axes: tuple[Axis, ...]
+    near: tuple[float, float]
+    all: tuple[float, float]
     outside: int
     drawn: int
     total: int
 
-
-def as_plotly_text(text: str) -> str:
-    """Text that Plotly shows as it is, although it takes some tags and entities for markup.
-
-    Example:
-        >>> as_plotly_text("<b>&")
-        '&lt;b&gt;&amp;'
-    """
-    text = " ".join(text.split())
-    return html.escape(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…", quote=False)
+    def view(self, axis: Axis, *, near: bool) -> dict[str, Any]:
+        """What Plotly's `relayout` needs to show an axis, with the best values or with every point."""
+        kind = {f"xaxis.{name}": setting for name, setting in ({"tickvals": None, "ticktext": None} | axis.layout).items()}
+        where = {"xaxis.range": list(axis.near if near else axis.all), "yaxis.range": list(self.near if near else self.all)}
+        return kind | where | {"xaxis.title.text": axis.title}
 
 
-def trade_off(frontiers: Frontiers, metric: str, published: Sequence[PublishedCurve] = ()) -> TradeOff:
+def trade_off(
+    frontiers: Frontiers, metric: str, published: Sequence[PublishedCurve] = (), weights: int | None = None
+) -> TradeOff:
     """Draw the test metric against sparsity: the best values as lines, every point faintly, dense as a level.
 
     Args:
         frontiers: The chosen points.
         metric: The name of the primary metric.
         published: Printed curves of the same workload and metric to draw beside them.
+        weights: How many weights of the network can be made sparse, where known.
 
     Returns:
-        The figure and its two views.
+        The figure and its views.
     """
-    look = styles([*frontiers.chosen, DENSE, *(curve.method for curve in published)])
     sparse = [point for point in frontiers.points if point.method != DENSE]
-    step = max(1, -(-len(sparse) // _MOST_POINTS))
-    drawn = sparse[::step]
-    far = _far_view(frontiers, drawn)
-    near = _near_view(frontiers) or far
+    drawn = sparse[:: max(1, -(-len(sparse) // _MOST_POINTS))]
+    scales = axes(frontiers, weights)
+    every = _value_range([point.test for point in drawn], frontiers.dense)
+    best = [point.test for chosen in frontiers.chosen.values() for point in chosen if point is not None]
+    near = _value_range(best, frontiers.dense) if best else every
     figure = go.Figure()
     if frontiers.dense is not None:
-        figure.add_traces(list(_dense_traces(frontiers.dense, look[DENSE], metric, far)))
-    hover = _hover_texts(drawn, metric)
+        figure.add_traces(list(_dense_traces(frontiers.dense, metric, scales)))
     for index, (method, chosen) in enumerate(frontiers.chosen.items()):
-        shift = _DODGE * (index - (len(frontiers.chosen) - 1) / 2)
         own = [point for point in drawn if point.method == method]
-        has_line = any(chosen)
-        figure.add_trace(_point_trace(method, own, hover, look[method], named=not has_line))
-        if has_line:
-            figure.add_trace(_line_trace(method, frontiers.sparsities, chosen, look[method], shift, metric))
-    figure.add_traces(list(published_traces(published, look)))
+        figure.add_trace(_point_trace(method, own, metric, scales, named=not any(chosen)))
+        if any(chosen):
+            shift = _DODGE * (index - (len(frontiers.chosen) - 1) / 2)
+            figure.add_trace(_line_trace(method, frontiers.sparsities, chosen, metric, scales, shift))
+    figure.add_traces([trace.update(meta={}) for trace in published_traces(published)])
     figure.update_layout(
-        **base_layout(height=700 if published else 540),  # room for the longer legend
-        showlegend=True,
-        xaxis={
-            "title": {"text": "sparsity", "standoff": 8},
-            "range": near.x,
-            **sparsity_axis.ticks(frontiers.sparsities),
-            "tickangle": 0,
-            "zeroline": False,
-        },
-        yaxis={
-            "title": {"text": as_plotly_text(f"test {metric_label(metric)}")},
-            "range": near.y,
-            "zeroline": False,
-            "automargin": True,
-        },
+        **base_layout(height=640 if published else 540),  # room for the longer legend
+        xaxis={"title": {"text": "sparsity", "standoff": 8}, "range": scales[0].near, "tickangle": 0, "zeroline": False}
+        | scales[0].layout,
+        yaxis=metric_axis(metric) | {"range": near},
     )
-    outside = sum(not _inside(point, near) for point in drawn)
-    return TradeOff(figure, near, far, outside, len(drawn), len(sparse))
+    outside = sum(not _inside(point, scales[0].near, near) for point in drawn)
+    return TradeOff(figure, scales, near, every, outside, len(drawn), len(sparse))
 
 
-def base_layout(height: int) -> dict[str, Any]:
-    """What all figures share: no background of their own, a legend below that wraps on a phone."""
-    return {
-        "template": None,
-        "height": height,
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        # Mid-grey shows on light and dark alike; the page's script then takes the exact colours from its style sheet.
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#808080"},
-        "margin": {"l": 55, "r": 12, "t": 12, "b": 50},
-        "hovermode": "closest",
-        "hoverlabel": {"align": "left"},
-        # Above the plot: below it, a legend that wraps on a phone would run into the title of the axis.
-        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "xanchor": "left", "x": 0.0},
-    }
+def _places(scales: Sequence[Axis], points: Sequence[Point | None]) -> dict[str, list[float | None]]:
+    """Where points lie on every axis but the first."""
+    return {scale.key: [_rounded(scale, point) for point in points] for scale in scales[1:]}
+
+
+def _rounded(scale: Axis, point: Point | None) -> float | None:
+    place = None if point is None else scale.place(point)
+    return None if place is None else float(f"{place:.{_DIGITS}g}")
 
 
 def _line_trace(
-    method: str, sparsities: Sequence[float], chosen: Sequence[Point | None], style: Style, shift: float, metric: str
+    method: str, sparsities: Sequence[float], chosen: Sequence[Point | None], metric: str, scales: Sequence[Axis], shift: float
 ) -> go.Scatter:
-    name = as_plotly_text(method)
-    x, y, error, text = [], [], [], []
-    for sparsity, point in zip(sparsities, chosen, strict=True):
-        x.append(sparsity_axis.position(sparsity) + shift)
-        y.append(point.test.mean if point else None)
-        error.append((point.test.half_width or 0.0) if point else 0.0)
-        text.append(f"<b>{name}</b>: best at {asked(sparsity)} or more<br>{_facts(point, metric)}" if point else "")
-    return go.Scatter(
-        x=x,
-        y=y,
-        error_y={"array": error, "thickness": 1.5, "width": 4, "color": style.colour},
-        text=text,
-        hovertemplate="%{text}<extra></extra>",
-        mode="lines+markers",
-        connectgaps=False,
-        name=name,
-        legendgroup=name,
-        line={"color": style.colour, "width": 2},
-        marker={"color": style.colour, "symbol": style.symbol, "size": 10},
+    best = [f"<b>{as_plotly_text(method)}</b>: best at {asked(sparsity)} or more<br>" for sparsity in sparsities]
+    return line_trace(
+        method,
+        [round(sparsity_axis.position(sparsity) + shift, _DIGITS) for sparsity in sparsities],
+        means(chosen),
+        [title + facts(point, metric) if point else "" for title, point in zip(best, chosen, strict=True)],
+        style(method),
+        half_widths(chosen),
+        meta=_places(scales, chosen),
     )
 
 
-def _point_trace(method: str, points: Sequence[Point], hover: Mapping[Point, str], style: Style, named: bool) -> go.Scatter:
-    name = as_plotly_text(method)
+def _point_trace(method: str, points: Sequence[Point], metric: str, scales: Sequence[Axis], named: bool) -> go.Scatter:
+    """Faint marks. What they say is put together by Plotly from a template and columns, or the labels would fill the page."""
+    name, look = as_plotly_text(method), style(method)
+    configs: dict[str, Mapping[str, Any]] = {point.configuration: point.config for point in points}
+    settings = varying_settings(configs)
+    columns: dict[str, list[str]] = {
+        f"test {as_plotly_text(metric_label(metric))}": [value(point.test) for point in points],
+        "measured sparsity": [measured(point.sparsity) for point in points],
+        "seeds": [listing([str(seed) for seed in point.seeds]) for point in points],
+    }
+    if any(point.threshold is not None for point in points):
+        columns["threshold"] = ["" if point.threshold is None else f"{point.threshold:g}" for point in points]
+    for setting in next(iter(settings.values()), {}):
+        columns[as_plotly_text(setting)] = [as_plotly_text(settings[point.configuration][setting]) for point in points]
+    lines = [f"{label.replace('%{', '% {')} %{{customdata[{place}]}}" for place, label in enumerate(columns)]
     return go.Scatter(
-        x=[round(sparsity_axis.position(point.sparsity), 5) for point in points],
-        y=[round(point.test.mean, 5) for point in points],
-        text=[hover[point] for point in points],
-        hovertemplate="%{text}<extra></extra>",
+        x=[round(sparsity_axis.position(point.sparsity), _DIGITS) for point in points],
+        y=[round(point.test.mean, _DIGITS) for point in points],
+        customdata=list(zip(*columns.values(), strict=True)),
+        hovertemplate="<br>".join([f"<b>{name.replace('%{', '% {')}</b>", *lines]) + "<extra></extra>",
+        meta=_places(scales, points),
         mode="markers",
         name=name,
         legendgroup=name,
         showlegend=named,
-        marker={"color": style.colour, "symbol": style.symbol, "size": 6, "opacity": 0.45},
+        marker={"color": look.colour, "symbol": look.symbol, "size": 6, "opacity": 0.45},
     )
 
 
-def _dense_traces(dense: Point, style: Style, metric: str, view: View) -> Iterator[go.Scatter]:
-    low, high = view.x
-    middle = dense.test.mean
+def _dense_traces(dense: Point, metric: str, scales: Sequence[Axis]) -> Iterator[go.Scatter]:
+    ends = {scale.key: scale.ends((min(scale.near[0], scale.all[0]), max(scale.near[1], scale.all[1]))) for scale in scales}
+    first, middle = scales[0].key, dense.test.mean
     if dense.test.half_width is not None:
         bottom, top = middle - dense.test.half_width, middle + dense.test.half_width
+        corners = {key: [low, high, high, low] for key, (low, high) in ends.items()}
         yield go.Scatter(
-            x=[low, high, high, low],
+            x=corners.pop(first),
             y=[bottom, bottom, top, top],
+            meta=corners,
             mode="lines",
             fill="toself",
             fillcolor="rgba(128,128,128,0.18)",
@@ -188,21 +168,32 @@ def _dense_traces(dense: Point, style: Style, metric: str, view: View) -> Iterat
             showlegend=False,
             name=DENSE,
         )
-    places = [low + (high - low) * index / 60 for index in range(61)]  # a line can be hovered at its vertices only
-    text = f"<b>{DENSE}</b>: best configuration<br>{_facts(dense, metric)}"
+    # A line can be hovered at its vertices only.
+    places = {key: _between(low, high, key == first) for key, (low, high) in ends.items()}
+    text = f"<b>{DENSE}</b>: best configuration<br>{facts(dense, metric)}"
     yield go.Scatter(
-        x=places,
-        y=[middle] * len(places),
-        text=[text] * len(places),
+        x=places.pop(first),
+        y=[middle] * _VERTICES,
+        meta=places,
+        text=[text] * _VERTICES,
         hovertemplate="%{text}<extra></extra>",
         mode="lines",
-        line={"color": style.colour, "width": 2, "dash": "dash"},
+        line={"color": style(DENSE).colour, "width": 2, "dash": "dash"},
         legendgroup=DENSE,
         name=DENSE,
     )
 
 
-def _facts(point: Point, metric: str) -> str:
+_VERTICES = 31
+
+
+def _between(low: float, high: float, linear: bool) -> list[float]:
+    shares = [index / (_VERTICES - 1) for index in range(_VERTICES)]
+    return [low + (high - low) * share if linear else low * (high / low) ** share for share in shares]
+
+
+def facts(point: Point, metric: str) -> str:
+    """What is to be said of a point, in lines."""
     seeds = f"{count(point.test.n, 'seed')}: {listing([str(seed) for seed in point.seeds])}"
     lines = [
         f"test {as_plotly_text(metric_label(metric))} {value(point.test)}",
@@ -214,51 +205,19 @@ def _facts(point: Point, metric: str) -> str:
     return "<br>".join(lines)
 
 
-def _hover_texts(points: Sequence[Point], metric: str) -> dict[Point, str]:
-    configs: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for point in points:
-        configs.setdefault(point.method, {})[point.configuration] = point.config
-    settings = {method: varying_settings(own) for method, own in configs.items()}
-    texts = {}
-    for point in points:
-        varying = settings[point.method][point.configuration]
-        lines = [f"{as_plotly_text(name)} {as_plotly_text(text)}" for name, text in varying.items()]
-        texts[point] = "<br>".join([f"<b>{as_plotly_text(point.method)}</b>", _facts(point, metric), *lines])
-    return texts
-
-
-def _near_view(frontiers: Frontiers) -> View | None:
-    estimates = [point.test for chosen in frontiers.chosen.values() for point in chosen if point is not None]
-    if not estimates:
-        return None
-    if frontiers.dense is not None:
-        estimates.append(frontiers.dense.test)
-    places = [sparsity_axis.position(sparsity) for sparsity in frontiers.sparsities]
-    margin = max(0.1, 0.06 * (max(places) - min(places)))
-    return View((min(places) - margin, max(places) + margin), _value_range(estimates))
-
-
-def _far_view(frontiers: Frontiers, drawn: Sequence[Point]) -> View:
-    estimates = [point.test for point in drawn]
-    if frontiers.dense is not None:
-        estimates.append(frontiers.dense.test)
-    places = [sparsity_axis.position(sparsity) for sparsity in frontiers.sparsities]
-    places += [sparsity_axis.position(point.sparsity) for point in drawn]
-    return View((-0.05, max(places, default=1.0) + 0.1), _value_range(estimates) if estimates else (0.0, 1.0))
-
-
-def _value_range(estimates: Sequence[Estimate]) -> tuple[float, float]:
-    means = [estimate.mean for estimate in estimates]
+def _value_range(estimates: Sequence[Estimate], dense: Point | None) -> tuple[float, float]:
+    known = [*estimates, *([] if dense is None else [dense.test])]
+    if not known:
+        return (0.0, 1.0)
+    means = [estimate.mean for estimate in known]
     span = max(max(means) - min(means), 1e-3 * max(abs(mean) for mean in means), 1e-9)
-    # Intervals of two seeds can be wider than everything else together; they may run out of the figure, the means may
-    # not.
-    reach = [min(estimate.half_width or 0.0, span) for estimate in estimates]
+    # Intervals of two seeds can be wider than everything else together; they may run out of the figure, the means may not.
+    reach = [min(estimate.half_width or 0.0, span) for estimate in known]
     low = min(mean - width for mean, width in zip(means, reach, strict=True))
     high = max(mean + width for mean, width in zip(means, reach, strict=True))
     margin = 0.06 * (high - low)
     return low - margin, high + margin
 
 
-def _inside(point: Point, view: View) -> bool:
-    x = sparsity_axis.position(point.sparsity)
-    return view.x[0] <= x <= view.x[1] and view.y[0] <= point.test.mean <= view.y[1]
+def _inside(point: Point, x: tuple[float, float], y: tuple[float, float]) -> bool:
+    return x[0] <= sparsity_axis.position(point.sparsity) <= x[1] and y[0] <= point.test.mean <= y[1]

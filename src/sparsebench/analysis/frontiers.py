@@ -13,11 +13,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sparsebench.analysis.statistics import Estimate, estimate, mean
 from sparsebench.analysis.study_data import StudyData, load_study
 from sparsebench.errors import SparsebenchError
+from sparsebench.records.choice import DENSE, TOLERANCE, best_candidate, sparse_enough
 from sparsebench.records.schema import OWN_SOURCE
 
 __all__ = [
@@ -26,23 +27,11 @@ __all__ = [
     "BestValues",
     "Frontiers",
     "Point",
-    "best_point",
     "best_values",
     "candidates",
     "find_frontiers",
     "find_points",
 ]
-
-DENSE = "dense"
-
-TOLERANCE = 0.0005
-"""How far the mean sparsity of a point may stay below the sparsity asked for.
-
-Masks hold whole weights: rounding their number in every tensor leaves a network asked for 90 % at, say, 89.98 %, and that network
-is what was asked for.
-"""
-
-_ROUNDING = 1e-12  # 0.8995 counts as within 0.0005 of 0.9 although binary fractions say it is a hair less
 
 
 @dataclass(frozen=True)
@@ -60,6 +49,9 @@ class Point:
         test: The primary metric on the test split over seeds: what is reported.
         config: The settings of one of its runs.
         values: The test value of each of `seeds`.
+        inference_cost: Multiply-adds of the non-zero weights for one example, as a multiple of the dense network's; the mean over
+            seeds, None where unknown.
+        training_cost: Those of the training, likewise.
     """
 
     method: str
@@ -72,6 +64,8 @@ class Point:
     test: Estimate
     config: Mapping[str, Any] = field(compare=False, repr=False)
     values: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    inference_cost: float | None = field(default=None, compare=False)
+    training_cost: float | None = field(default=None, compare=False)
 
     @property
     def by_seed(self) -> dict[int, float]:
@@ -112,6 +106,13 @@ class BestValues:
     dense: Estimate | None
 
 
+class _Evaluation(NamedTuple):
+    sparsity: float
+    value: float
+    inference_cost: float | None
+    training_cost: float | None
+
+
 _Key = tuple[str, str, float | None, float | None]
 
 
@@ -132,7 +133,7 @@ def find_points(data: StudyData) -> tuple[tuple[Point, ...], int]:
     table = data.results
     table = table[table["primary_metric"] & table["split"].isin(["validation", "test"])]
     configs: dict[str, Mapping[str, Any]] = {}
-    values: dict[_Key, dict[int, dict[str, tuple[float, float]]]] = defaultdict(lambda: defaultdict(dict))
+    values: dict[_Key, dict[int, dict[str, _Evaluation]]] = defaultdict(lambda: defaultdict(dict))
     columns = (
         "method",
         "configuration",
@@ -144,8 +145,10 @@ def find_points(data: StudyData) -> tuple[tuple[Point, ...], int]:
         "value",
         "config",
         "run_id",
+        "inference_cost",
+        "training_cost",
     )
-    for method, configuration, target, threshold, seed, split, sparsity, value, config, run_id in zip(
+    for method, configuration, target, threshold, seed, split, sparsity, value, config, run_id, *costs in zip(
         *(table[column] for column in columns), strict=True
     ):
         if configuration not in configs:
@@ -156,7 +159,7 @@ def find_points(data: StudyData) -> tuple[tuple[Point, ...], int]:
                 f"{data.directory} holds two evaluations of the same {method} settings, seed {seed} and split "
                 f"(run {run_id}): remove the copy, it is no replicate"
             )
-        splits[split] = (float(sparsity), float(value))
+        splits[split] = _Evaluation(float(sparsity), float(value), *map(_known, costs))
         if data.source != OWN_SOURCE:
             splits["validation"] = splits["test"]
     points = []
@@ -169,11 +172,13 @@ def find_points(data: StudyData) -> tuple[tuple[Point, ...], int]:
                 Point(
                     *key,
                     seeds=tuple(complete),
-                    sparsity=mean(splits["test"][0] for splits in complete.values()),
-                    validation=mean(splits["validation"][1] for splits in complete.values()),
-                    test=estimate(splits["test"][1] for splits in complete.values()),
+                    sparsity=mean(splits["test"].sparsity for splits in complete.values()),
+                    validation=mean(splits["validation"].value for splits in complete.values()),
+                    test=estimate(splits["test"].value for splits in complete.values()),
                     config=configs[key[1]],
-                    values=tuple(splits["test"][1] for splits in complete.values()),
+                    values=tuple(splits["test"].value for splits in complete.values()),
+                    inference_cost=_mean_or_none(splits["test"].inference_cost for splits in complete.values()),
+                    training_cost=_mean_or_none(splits["test"].training_cost for splits in complete.values()),
                 )
             )
     return tuple(points), incomplete
@@ -181,25 +186,7 @@ def find_points(data: StudyData) -> tuple[tuple[Point, ...], int]:
 
 def candidates(points: Iterable[Point], sparsity: float) -> list[Point]:
     """The points that are sparse enough: those whose mean sparsity over seeds is at least `sparsity` - `TOLERANCE`."""
-    return [point for point in points if point.sparsity - sparsity >= -(TOLERANCE + _ROUNDING)]
-
-
-def best_point(points: Iterable[Point], sparsity: float = 0.0) -> Point | None:
-    """Choose the best point at or above a sparsity, looking at the validation split only.
-
-    Args:
-        points: The points of one method.
-        sparsity: The sparsity asked about.
-
-    Returns:
-        The sparse enough point with the highest validation mean; of equal ones the sparser, then the one whose
-        configuration id comes first, then the one of the lower threshold. None where no point is sparse enough.
-    """
-    return min(
-        candidates(points, sparsity),
-        key=lambda point: (-point.validation, -point.sparsity, _sort_key(_key(point))),
-        default=None,
-    )
+    return [point for point in points if sparse_enough(point.sparsity, sparsity)]
 
 
 def find_frontiers(data: StudyData) -> Frontiers:
@@ -216,8 +203,8 @@ def find_frontiers(data: StudyData) -> Frontiers:
     by_method: dict[str, list[Point]] = {method: [] for method in sorted(set(data.results["method"]))}
     for point in points:
         by_method[point.method].append(point)
-    dense = best_point(by_method.pop(DENSE, []))
-    chosen = {method: tuple(best_point(own, sparsity) for sparsity in sparsities) for method, own in by_method.items()}
+    dense = best_candidate(by_method.pop(DENSE, []))
+    chosen = {method: tuple(best_candidate(own, sparsity) for sparsity in sparsities) for method, own in by_method.items()}
     return Frontiers(sparsities, chosen, dense, points, incomplete)
 
 
@@ -248,13 +235,16 @@ def _test(point: Point | None) -> Estimate | None:
     return None if point is None else point.test
 
 
+def _mean_or_none(numbers: Iterable[float | None]) -> float | None:
+    """The mean of numbers that are all known."""
+    values = list(numbers)
+    known = [value for value in values if value is not None]
+    return mean(known) if len(known) == len(values) else None
+
+
 def _known(value: Any) -> float | None:
     number = float(value) if value is not None else None
     return None if number is None or number != number else number  # pandas shows a missing number as NaN
-
-
-def _key(point: Point) -> _Key:
-    return (point.method, point.configuration, point.target_sparsity, point.threshold)
 
 
 def _sort_key(key: _Key) -> tuple[str, str, float, float]:

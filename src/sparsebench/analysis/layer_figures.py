@@ -9,12 +9,13 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from sparsebench.analysis import sparsity_axis
-from sparsebench.analysis.figures import as_plotly_text, base_layout
 from sparsebench.analysis.frontiers import Frontiers, Point
-from sparsebench.analysis.palette import styles
-from sparsebench.analysis.wording import count, measured
+from sparsebench.analysis.layout import LEVEL_LINE, as_plotly_text, base_layout
+from sparsebench.analysis.palette import style
+from sparsebench.analysis.panels import Panel
+from sparsebench.analysis.wording import asked, count, measured
 
-__all__ = ["LayerSparsity", "layer_figures", "layer_sparsities"]
+__all__ = ["LayerSparsity", "layer_figures", "layer_panel", "layer_sparsities"]
 
 _LONGEST_LABEL = 34  # letters of a layer's name that a phone has room for
 _LABEL_HEIGHT = 22  # pixels of a row's label
@@ -75,11 +76,27 @@ def layer_figures(frontiers: Frontiers, layers: pd.DataFrame) -> dict[float, go.
         for value in (sparsity, *(layer.sparsity for own in methods.values() for layer in own))
     ]
     end = max(places, default=0.0) + 0.12
-    return {sparsity: _figure(methods, frontiers, sparsity, end) for sparsity, methods in found.items()}
+    return {sparsity: _figure(methods, sparsity, end) for sparsity, methods in found.items()}
 
 
-def _figure(found: Mapping[str, tuple[LayerSparsity, ...]], frontiers: Frontiers, sparsity: float, end: float) -> go.Figure:
-    look = styles(frontiers.chosen)
+def layer_panel(frontiers: Frontiers, layers: pd.DataFrame) -> Panel:
+    """The figures of layers as a part of the page."""
+    figures = {f"≥ {asked(sparsity)}": figure for sparsity, figure in layer_figures(frontiers, layers).items()}
+    return Panel(
+        key="layers",
+        title="Where the zeros are",
+        label="Chosen points at",
+        figures=figures,
+        caption="The same sparsity can be spread over the layers in different ways, and that often decides how well a "
+        "very sparse network works. Each row is a layer, from the network's input at the top to its output; each "
+        "mark the layer's mean sparsity over seeds in the point that the method is represented by. The dashed "
+        "line is the sparsity asked about.",
+        absence="No chosen point has a table of its layers, so this cannot be shown.",
+        first=len(figures) // 2,
+    )
+
+
+def _figure(found: Mapping[str, tuple[LayerSparsity, ...]], sparsity: float, end: float) -> go.Figure:
     # Methods prune the same network, but one that leaves a layer out must not shift the others' rows.
     weights = {layer.layer: layer.weights for own in found.values() for layer in own}
     rows = {layer: row for row, layer in enumerate(weights)}
@@ -99,7 +116,7 @@ def _figure(found: Mapping[str, tuple[LayerSparsity, ...]], frontiers: Frontiers
                 hovertemplate="%{text}<extra></extra>",
                 mode="markers",
                 name=as_plotly_text(method),
-                marker={"color": look[method].colour, "symbol": look[method].symbol, "size": 9},
+                marker={"color": style(method).colour, "symbol": style(method).symbol, "size": 9},
             )
         )
     figure.update_layout(
@@ -116,8 +133,8 @@ def _figure(found: Mapping[str, tuple[LayerSparsity, ...]], frontiers: Frontiers
         # Names stand above their marks, not beside them: on a phone they would leave no room for the figure.
         annotations=[_row_label(row, layer, weights[layer]) for layer, row in rows.items()],
     )
-    figure.update_layout(margin={"l": 10}, showlegend=True)
-    figure.add_vline(x=sparsity_axis.position(sparsity), line={"color": "#808080", "width": 1.5, "dash": "dash"}, layer="below")
+    figure.update_layout(margin={"l": 10})
+    figure.add_vline(x=sparsity_axis.position(sparsity), line=LEVEL_LINE, layer="below")
     return figure
 
 

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import jinja2
-import plotly.graph_objects as go
-from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from sparsebench.analysis.comparisons import ERROR_RATE, areas, compare, in_words
-from sparsebench.analysis.figures import View, trade_off
+from sparsebench.analysis.findings import find_findings
 from sparsebench.analysis.frontiers import DENSE, TOLERANCE, find_frontiers
-from sparsebench.analysis.layer_figures import layer_figures
+from sparsebench.analysis.panels import as_json
 from sparsebench.analysis.published_curves import published_curves, published_rows
 from sparsebench.analysis.remarks import remarks, summary
 from sparsebench.analysis.settings import shared_settings
 from sparsebench.analysis.statistics import LEVEL
 from sparsebench.analysis.study_data import load_study
+from sparsebench.analysis.study_figures import study_figures
 from sparsebench.analysis.tables import best_rows, choices, comparison_rows, configurations, costs, failed_runs
+from sparsebench.analysis.templates import render
 from sparsebench.analysis.wording import asked, metric_label, value
 from sparsebench.atomic import atomic_file
 from sparsebench.records.schema import OWN_SOURCE
@@ -63,18 +57,12 @@ def render_page(directory: Path) -> str:
     published = published_curves(data.note.workload, data.metric)
     paired = data.source == OWN_SOURCE  # the seeds of imported runs only count their replicates
     comparisons = compare(frontiers, paired=paired)
-    curves = trade_off(frontiers, data.metric, published)
-    layers = layer_figures(frontiers, data.layers)
+    figures = study_figures(data, frontiers)
+    curves = figures.trade_off
     described = {method: data.note.methods[method] for method in sorted(data.note.methods)}
     shared = {method: shared_settings(own) for method, own in configurations(data, frontiers).items() if own}
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sparsebench.analysis", package_path=""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
         note=data.note,
         metric=metric_label(data.metric),
         summary=summary(data, frontiers),
@@ -86,7 +74,10 @@ def render_page(directory: Path) -> str:
         best=best_rows(frontiers),
         areas=areas(frontiers, paired=paired),
         area_text=value,
+        findings=find_findings(data, frontiers, paired=paired),
         verdicts=in_words(comparisons, data.note.workload, data.metric),
+        shown=len({frozenset((one.first, one.second)) for one in comparisons if one.shown}),
+        testable=any(one.difference.testable for one in comparisons),
         comparisons=comparison_rows(comparisons, data.metric),
         paired=paired,
         error_rate=f"{ERROR_RATE:.2f}",
@@ -94,41 +85,19 @@ def render_page(directory: Path) -> str:
         dense=frontiers.dense and value(frontiers.dense.test),
         dense_seeds=frontiers.dense.test.n if frontiers.dense else 0,
         dense_name=DENSE,
-        layer_choices=[asked(sparsity) for sparsity in layers],
+        panels=figures.panels,
+        cost_panel=figures.cost,
         choices=choices(data, frontiers),
         shared=shared,
         costs=costs(data),
         failed=failed_runs(data),
         tolerance=f"{100 * TOLERANCE:g}",
         level=f"{100 * LEVEL:g}",
-        figures=_as_script_data(
-            {
-                "tradeoff": _figure(curves.figure),
-                "views": {"near": _ranges(curves.near), "all": _ranges(curves.all)},
-                "layers": [_figure(figure) for figure in layers.values()],
-            }
-        ),
-        style=Markup(_text("page.css")),
-        plotly=Markup(get_plotlyjs()),
+        figures={
+            "tradeoff": as_json(curves.figure),
+            "axes": {
+                axis.key: {view: curves.view(axis, near=view == "near") for view in ("near", "all")} for axis in curves.axes
+            },
+            "panels": {one.key: one.as_json() for one in (*figures.panels, figures.cost)},
+        },
     )
-
-
-def _text(name: str) -> str:
-    return (resources.files("sparsebench.analysis") / name).read_text(encoding="utf-8")
-
-
-def _figure(figure: go.Figure) -> dict[str, Any]:
-    written: dict[str, Any] = json.loads(figure.to_json())
-    return written
-
-
-def _ranges(view: View) -> dict[str, list[float]]:
-    return {"xaxis.range": list(view.x), "yaxis.range": list(view.y)}
-
-
-def _as_script_data(value: Any) -> Markup:
-    """JSON that can stand inside a script element whatever texts are in it: none can end the element."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return Markup(text)

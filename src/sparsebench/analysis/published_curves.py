@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import plotly.graph_objects as go
 
 from sparsebench.analysis import sparsity_axis
-from sparsebench.analysis.frontiers import DENSE, Frontiers, best_point
-from sparsebench.analysis.palette import Style
+from sparsebench.analysis.frontiers import DENSE, Frontiers
+from sparsebench.analysis.palette import style
 from sparsebench.analysis.wording import NOTHING, asked, value
+from sparsebench.records.choice import best_candidate
 from sparsebench.records.published.values import PublishedValue, published_values
 
 __all__ = ["PublishedCurve", "PublishedRow", "published_curves", "published_rows", "published_traces"]
@@ -60,14 +61,21 @@ def published_curves(workload: str, metric: str) -> tuple[PublishedCurve, ...]:
     )
 
 
-def published_traces(curves: Sequence[PublishedCurve], look: Mapping[str, Style]) -> Iterator[go.Scatter]:
-    """Dotted lines with open marks, in the colour of the method; a printed range is an error bar."""
-    names = [curve.name for curve in curves]
+def published_traces(curves: Sequence[PublishedCurve]) -> Iterator[go.Scatter]:
+    """Dotted lines with open marks, in the colour of the method; a printed range is an error bar.
+
+    The legend has one entry for each paper, which shows and hides all its curves: a phone has no room for each of them.
+    """
+    methods: dict[str, list[str]] = {}
+    for curve in curves:
+        if curve.method != DENSE and curve.method not in methods.setdefault(curve.reference, []):
+            methods[curve.reference].append(curve.method)
+    named: set[str] = set()
     for curve in curves:
         if curve.method == DENSE:
             continue
-        name = f"{curve.name}, {curve.note}" if names.count(curve.name) > 1 and curve.note else curve.name
-        style = look[curve.method]
+        look = style(curve.method)
+        own = methods[curve.reference]
         middles = [(printed.low + printed.high) / 2.0 for printed in curve.values]
         yield go.Scatter(
             x=[round(sparsity_axis.position(printed.sparsity), 5) for printed in curve.values],
@@ -80,11 +88,13 @@ def published_traces(curves: Sequence[PublishedCurve], look: Mapping[str, Style]
             ],
             hovertemplate="%{text}<extra></extra>",
             mode="lines+markers",
-            name=f"{name}, printed",
-            legendgroup=f"printed {curve.name} {curve.note}",
-            line={"color": style.colour, "width": 1.5, "dash": "dot"},
-            marker={"color": style.colour, "symbol": f"{style.symbol}-open", "size": 9},
+            name=f"{curve.reference}{f': {own[0]}' if len(own) == 1 else ''}, printed",
+            legendgroup=f"printed {curve.reference}",
+            showlegend=curve.reference not in named,
+            line={"color": look.colour, "width": 1.5, "dash": "dot"},
+            marker={"color": look.colour, "symbol": f"{look.symbol}-open", "size": 9},
         )
+        named.add(curve.reference)
 
 
 def published_rows(curves: Sequence[PublishedCurve], frontiers: Frontiers) -> list[PublishedRow]:
@@ -93,7 +103,7 @@ def published_rows(curves: Sequence[PublishedCurve], frontiers: Frontiers) -> li
     for curve in curves:
         own = [point for point in frontiers.points if point.method == curve.method]
         for printed in curve.values:
-            best = best_point(own, printed.sparsity)
+            best = best_candidate(own, printed.sparsity)
             source = f"{curve.citation}; {curve.note}" if curve.note else curve.citation
             rows.append(
                 PublishedRow(

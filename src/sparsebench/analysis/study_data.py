@@ -15,7 +15,7 @@ from sparsebench.records.run_folder import RunFolder
 from sparsebench.records.schema import Fraction
 from sparsebench.records.table import open_tables, run_folders
 
-__all__ = ["Failure", "MethodNote", "StudyData", "StudyNote", "known_steps", "load_study"]
+__all__ = ["Failure", "MethodNote", "StudyData", "StudyNote", "known_steps", "load_study", "read_note"]
 
 
 class MethodNote(BaseModel):
@@ -97,7 +97,7 @@ def load_study(directory: Path) -> StudyData:
     workload = _only(results["workload"], directory, "workload")
     source = _only(results["source"], directory, "source")  # one method's runs of two makers would pass for one method
     metric = _only(results.loc[results["primary_metric"], "metric"], directory, "primary metric")
-    written = _read_note(directory / "study.json")
+    written = read_note(directory / "study.json")
     folders = run_folders(directory)
     return StudyData(
         directory=directory,
@@ -132,7 +132,12 @@ def _only(column: pd.Series[Any], directory: Path, what: str) -> str:
     return values[0]
 
 
-def _read_note(path: Path) -> StudyNote | None:
+def read_note(path: Path) -> StudyNote | None:
+    """What a `study.json` says; None where there is none.
+
+    Raises:
+        SparsebenchError: It cannot be read.
+    """
     try:
         return StudyNote.model_validate_json(path.read_bytes())
     except FileNotFoundError:

@@ -1,0 +1,156 @@
+"""How far a study has come, read from its results folder alone: whoever trains it need not be asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsebench.analysis.frontiers import BestValues, best_values
+from sparsebench.analysis.page import write_page
+from sparsebench.analysis.study_data import read_note
+from sparsebench.errors import SparsebenchError
+from sparsebench.records.run_folder import RunFolder
+from sparsebench.records.table import run_folders
+
+__all__ = ["Progress", "Snapshot", "read_progress", "results_folder", "watch"]
+
+_QUIET_SECONDS = 300.0  # five times the usual time between two checkpoints
+_RECENT = 20  # runs that tell how fast the study goes
+_PATIENCE = 10.0  # times as long as it took to read the results, they are not read again
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Counts of a study's runs.
+
+    Args:
+        name: The study.
+        planned: How many runs are known to be due; None where nobody wrote it down. Later stages add to it.
+        finished: How many are finished.
+        failed: How many failed.
+        running: How many were begun, have not ended and wrote something in the last five minutes.
+        quiet: How many were begun, have not ended and wrote nothing for longer: most likely nobody is at them.
+        seconds_left: The time until all planned runs have ended at the pace of the last twenty; None where that cannot be told.
+    """
+
+    name: str
+    planned: int | None
+    finished: int
+    failed: int
+    running: int
+    quiet: int
+    seconds_left: float | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do that is known of."""
+        return self.planned is not None and self.finished + self.failed >= self.planned and not self.running
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What there is to see: the counts, the best values (None before a run is finished), the page if it was written."""
+
+    progress: Progress
+    best: BestValues | None
+    page: Path | None
+
+
+def results_folder(name: str) -> Path:
+    """The results folder that a path or the name of a study stands for.
+
+    Args:
+        name: A folder, or the name of one in `runs`, where `sparsebench study run` puts it.
+
+    Raises:
+        SparsebenchError: There is neither.
+    """
+    for path in (Path(name), Path("runs") / name):
+        if path.is_dir():
+            return path
+    known = sorted(path.name for path in Path("runs").glob("*/") if (path / "study.json").exists())
+    hint = f"; in runs: {', '.join(known)}" if known else ""
+    raise SparsebenchError(f"no results folder {name!r}, neither here nor in runs{hint}")
+
+
+def read_progress(directory: Path, now: float) -> Progress:
+    """Count the runs of a results folder.
+
+    Args:
+        directory: The folder.
+        now: The time, in seconds since 1970.
+
+    Raises:
+        SparsebenchError: The folder holds no runs, or its study.json cannot be read.
+    """
+    note = read_note(directory / "study.json")
+    folders: dict[str, list[RunFolder]] = {"finished": [], "failed": [], "started": [], "new": []}
+    for folder in run_folders(directory):
+        folders[folder.status()].append(folder)
+    begun = [_last_sign(folder) for folder in folders["started"]]
+    running = sum(now - sign <= _QUIET_SECONDS for sign in begun)
+    planned = None if note is None else note.planned_runs
+    ended = [_modified(folder.result_path) for folder in folders["finished"]]
+    ended += [_modified(folder.failure_path) for folder in folders["failed"]]
+    return Progress(
+        name=directory.resolve().name if note is None else note.name,
+        planned=planned,
+        finished=len(folders["finished"]),
+        failed=len(folders["failed"]),
+        running=running,
+        quiet=len(begun) - running,
+        seconds_left=None if planned is None or not running else _seconds_left(ended, planned - len(ended), now),
+    )
+
+
+def _seconds_left(ended: list[float], left: int, now: float) -> float | None:
+    recent = sorted(ended)[-_RECENT:]
+    if left <= 0 or len(recent) < 2:
+        return None
+    # From the first of the recent ends until now, the others ended.
+    return left * max(now - recent[0], 0.0) / (len(recent) - 1)
+
+
+def _last_sign(folder: RunFolder) -> float:
+    try:
+        return max(_modified(path) for path in (folder.path, *folder.path.iterdir()))
+    except OSError:
+        return 0.0
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # the run went on, or was removed, while we looked
+        return 0.0
+
+
+def watch(directory: Path, *, interval: float, refresh_page: bool) -> Iterator[Snapshot]:
+    """Look at a results folder again and again, until all runs that are known of have ended.
+
+    The best values, and the page where it is asked for, are made anew when runs came to an end, but not so often that reading
+    a large folder keeps a processor busy.
+
+    Args:
+        directory: The folder.
+        interval: Seconds between two looks.
+        refresh_page: Whether to write `report.html` anew, too.
+
+    Raises:
+        SparsebenchError: The folder holds no runs, its runs cannot be compared, or the page cannot be written.
+    """
+    best, page = None, None
+    seen, next_reading = 0, 0.0
+    while True:
+        progress = read_progress(directory, time.time())
+        if progress.finished != seen and (progress.ended or time.monotonic() >= next_reading):
+            begin = time.monotonic()
+            best = best_values(directory) if progress.finished else None
+            page = write_page(directory) if refresh_page and progress.finished else page
+            seen, next_reading = progress.finished, time.monotonic() + _PATIENCE * (time.monotonic() - begin)
+        yield Snapshot(progress, best, page)
+        if progress.ended:
+            return
+        time.sleep(interval)
