@@ -26,9 +26,24 @@ ALLOWED: dict[str, set[str]] = {
     "integrations": {"errors", "sparsifiers"},
     "studies": BASE | {"atomic", "sparsifiers", "workloads", "records", "training"},
     "terminal": {"errors", "records", "analysis", "training", "studies"},
-    "cli": BASE | {"terminal", "storage", "records", "analysis", "training", "studies", "sparsifiers", "workloads"},
+    "environment_options": set(),
+    "study_commands": {"errors", "terminal", "environment_options", "records", "analysis", "studies"},
+    "cli": BASE
+    | {
+        "terminal",
+        "environment_options",
+        "study_commands",
+        "storage",
+        "records",
+        "analysis",
+        "training",
+        "studies",
+        "sparsifiers",
+        "workloads",
+    },
     # The public names; no part is allowed to import them from here.
     "__init__": {"errors", "accounting", "sparsifiers"},
+    "__main__": {"cli"},
 }
 LONGEST = 400
 VAGUE = {"util", "utils", "helper", "helpers", "common", "misc", "base", "core", "lib", "tools"}

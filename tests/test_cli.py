@@ -14,8 +14,8 @@ import pytest
 
 from sparsebench import cli, terminal
 from sparsebench.records.run_folder import RunFolder
-from sparsebench.studies import run_study
-from sparsebench.studies.workers import Outcome, _run
+from sparsebench.studies.executors.executor import Done, run_one
+from sparsebench.studies.executors.local import LocalProcesses
 from sparsebench.training.config import RunConfig
 
 PROGRAM = str(Path(sys.executable).with_name("sparsebench"))
@@ -47,13 +47,11 @@ Ask = Callable[..., Answer]
 def ask(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Ask:
     """The command line in this process; studies train here too, because starting workers takes seconds."""
 
-    def run_all(
-        configs: Sequence[RunConfig], directory: Path, workers: int, checkpoint_seconds: float, done: Callable[[Outcome], None]
-    ) -> None:
+    def run(self: LocalProcesses, configs: Sequence[RunConfig], directory: Path, done: Done) -> None:
         for config in configs:
-            done(_run(config.model_dump(mode="json"), str(directory), checkpoint_seconds))
+            done(run_one(config.model_dump(mode="json"), str(directory), self.checkpoint_seconds, self.claims))
 
-    monkeypatch.setattr(run_study, "run_all", run_all)
+    monkeypatch.setattr(LocalProcesses, "run", run)
     monkeypatch.chdir(tmp_path)
 
     def ask(*arguments: object) -> Answer:

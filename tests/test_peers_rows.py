@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,11 @@ UNTESTED = {
     3: "sparse execution slower than dense: nothing is executed sparsely yet",
 }
 
+# Rows whose only tests need more than every machine has, or take long; each with the reason why that is enough.
+CONDITIONAL = {
+    12: "its tests shard with FSDP2, fully_shard, which torch has from 2.6 on: older ones skip them",
+}
+
 NUMBERS = re.compile(r"PEERS\s+(\d+(?:(?:\s*,\s*|\s+and\s+)\d+)*)")
 
 
@@ -52,13 +58,51 @@ def rows_named(name: str, docstring: str) -> set[int]:
     return {int(number) for number in re.findall(r"\d+", listed)} | ({int(in_name[1])} if in_name else set())
 
 
-def named_by_tests() -> dict[int, list[str]]:
+def is_conditional(nodes: Iterable[ast.AST], names: frozenset[str] = frozenset()) -> bool:
+    """Whether code skips, or marks as slow or to be skipped: by pytest's own words, or by one of `names` that stand for them."""
+    words = {"skip", "skipif", "slow", "importorskip", "xfail"}
+    parts = [part for node in nodes for part in ast.walk(node)]
+    return any(
+        (isinstance(part, ast.Attribute) and part.attr in words) or (isinstance(part, ast.Name) and part.id in names)
+        for part in parts
+    )
+
+
+def read_tests(source: str) -> dict[str, tuple[set[int], bool]]:
+    """The tests of a file: the rows that each names, and whether it always runs in `make test`."""
+    body = ast.parse(source).body
+    functions = [node for node in body if isinstance(node, ast.FunctionDef)]
+    rest = [node for node in body if not isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    # A mark, or a fixture that skips, has a name; other conditional statements of a file hold for all of it.
+    marks = [node for node in rest if isinstance(node, ast.Assign) and is_conditional([node.value])]
+    named = {target.id for node in marks for target in node.targets if isinstance(target, ast.Name)}
+    whole = "pytestmark" in named or is_conditional(
+        node
+        for node in rest
+        if node not in marks or any(isinstance(part, ast.Call) and is_import(part) for part in ast.walk(node))
+    )
+    skipping = {node.name for node in functions if is_conditional([node], frozenset(named))}
+    found = {}
+    for node in functions:
+        if node.name.startswith("test_"):
+            arguments = {argument.arg for argument in node.args.args}
+            always = not whole and node.name not in skipping and not arguments & skipping
+            found[node.name] = rows_named(node.name, ast.get_docstring(node) or ""), always
+    return found
+
+
+def is_import(call: ast.Call) -> bool:
+    return isinstance(call.func, ast.Attribute) and call.func.attr == "importorskip"
+
+
+def named_by_tests(always: bool = False) -> dict[int, list[str]]:
+    """Tests by the row that they name; where `always`, only those that run in every `make test`."""
     found: dict[int, list[str]] = defaultdict(list)
     for file in sorted(Path(__file__).parent.rglob("test_*.py")):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if file != Path(__file__) and isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                for row in rows_named(node.name, ast.get_docstring(node) or ""):
-                    found[row].append(f"{file.name}::{node.name}")
+        if file != Path(__file__):
+            for name, (rows, runs) in read_tests(file.read_text(encoding="utf-8")).items():
+                for row in rows if runs or not always else ():
+                    found[row].append(f"{file.name}::{name}")
     return found
 
 
@@ -82,3 +126,31 @@ def test_every_row_is_named_by_a_test_or_said_to_be_untested() -> None:
     assert {row: title for row, title in ROWS.items() if row not in named} == {}
     unknown = {row: tests for row, tests in named.items() if row not in ROWS}
     assert unknown == {}, "these rows are tested: move them to ROWS, or mend the number"
+
+
+@pytest.mark.parametrize(
+    ("source", "always"),
+    [
+        ("def test_peers_row_8_a(): pass", True),
+        ("@pytest.mark.parametrize('a', [1])\ndef test_peers_row_8_a(a): pass", True),
+        ("@pytest.mark.slow\ndef test_peers_row_8_a(): pass", False),
+        ("@pytest.mark.skipif(True, reason='')\ndef test_peers_row_8_a(): pass", False),
+        ("needs = pytest.mark.skipif(True, reason='')\n@needs\ndef test_peers_row_8_a(): pass", False),
+        ("needs = pytest.mark.skipif(True, reason='')\ndef test_peers_row_8_a(): pass", True),
+        ("pytestmark = pytest.mark.slow\ndef test_peers_row_8_a(): pass", False),
+        ("pytestmark = [pytest.mark.slow]\ndef test_peers_row_8_a(): pass", False),
+        ("pytest.importorskip('x')\ndef test_peers_row_8_a(): pass", False),
+        ("x = pytest.importorskip('x')\ndef test_peers_row_8_a(): pass", False),
+        ("if old:\n    pytest.skip('', allow_module_level=True)\ndef test_peers_row_8_a(): pass", False),
+        ("def test_peers_row_8_a():\n    pytest.importorskip('x')", False),
+        ("def page():\n    pytest.skip('')\ndef test_peers_row_8_a(page): pass", False),
+    ],
+)
+def test_tests_that_may_not_run_are_found(source: str, always: bool) -> None:
+    assert read_tests(source)["test_peers_row_8_a"] == ({8}, always)
+
+
+def test_every_row_has_a_test_that_always_runs_or_a_reason_why_not() -> None:
+    named = named_by_tests(always=True)
+    assert sorted(row for row in ROWS if row not in named) == sorted(CONDITIONAL)
+    assert all(CONDITIONAL.values())

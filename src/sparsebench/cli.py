@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from enum import Enum
@@ -12,7 +11,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from sparsebench import terminal
+from sparsebench import study_commands, terminal
+from sparsebench.environment_options import Data, Device
 from sparsebench.errors import SparsebenchError
 
 __all__ = ["app", "main"]
@@ -25,8 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-study_app = typer.Typer(help="Studies: many runs from one file.", no_args_is_help=True)
-app.add_typer(study_app, name="study")
+app.add_typer(study_commands.app, name="study")
 
 
 class Listing(str, Enum):
@@ -69,6 +68,8 @@ def train(
             "--set", metavar="NAME=VALUE", help="Any other argument of the method or setting of the recipe; repeatable."
         ),
     ] = None,
+    data: Data = None,
+    device: Device = None,
     out: Out = Path("runs/train"),
     checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between checkpoints.", min=0.0)] = 60.0,
 ) -> None:
@@ -76,10 +77,12 @@ def train(
 
     Example: sparsebench train digits --method magnitude --sparsity 0.9
 
-    The same command again goes on where an interrupted run stopped; a finished run is not trained twice.
+    The same command again goes on where an interrupted run stopped; a finished run is not trained twice. In several processes:
+    torchrun --nproc-per-node 2 -m sparsebench train ...
     """
     from sparsebench.sparsifiers.registry import METHODS
     from sparsebench.training.config import method_parameters, resolve
+    from sparsebench.training.devices import devices
     from sparsebench.training.run import run_folder
     from sparsebench.training.run import train as train_run
     from sparsebench.workloads.workload import Recipe
@@ -98,45 +101,12 @@ def train(
     parameters = {name: value for name, value in given.items() if name not in settings}
     config = resolve(workload, method, parameters, settings, seed)
     folder = run_folder(out, config)
+    if not devices().is_main:
+        train_run(config, folder, checkpoint_seconds=checkpoint_seconds)
+        return
     with terminal.training_progress(config) as observe:
         record = train_run(config, folder, checkpoint_seconds=checkpoint_seconds, observe=observe)
     terminal.print_record(record, folder)
-
-
-@study_app.command("run")
-def study_run(
-    study: Annotated[str, typer.Argument(help="Path of a study file, or a name from `sparsebench list studies`.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Results folder; runs/NAME where left out.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Runs at a time, one thread each; one for each core where left out.", min=1)
-    ] = None,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed earlier.")] = False,
-    checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between the checkpoints of a run.", min=0.0)] = 60.0,
-) -> None:
-    """Run all that a study has not run yet, in parallel.
-
-    Example: sparsebench study run quickstart --out runs/quickstart
-
-    Stop it whenever you like: the same command goes on, and runs nothing that is done.
-    """
-    from sparsebench.studies.run_study import run_study
-    from sparsebench.studies.study_file import read_study
-
-    chosen = read_study(study)
-    directory = out if out is not None else Path("runs") / chosen.name
-    with terminal.study_progress(chosen.name) as progress:
-        summary = run_study(
-            chosen,
-            directory,
-            workers=workers or _cores(),
-            retry_failed=retry_failed,
-            checkpoint_seconds=checkpoint_seconds,
-            begin=progress.begin,
-            done=progress.done,
-        )
-    terminal.print_summary(summary, directory)
-    if summary.failed:
-        raise typer.Exit(1)
 
 
 @app.command("import")
@@ -164,16 +134,45 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="The page to write; report.html in the folder where left out.")
     ] = None,
+    paper: Annotated[
+        str | None,
+        typer.Option(help="Draw the counterparts of a paper's figures instead, into PAPER.html: gale2019.", metavar="PAPER"),
+    ] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --paper: a second results folder of the same workload to draw beside the first.", metavar="FOLDER"
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option(help="Write the figures of the page into this folder, too, as PDF and SVG.", metavar="FOLDER")
+    ] = None,
 ) -> None:
     """Write the page about a results folder, and print the value of every method at every sparsity.
 
     Example: sparsebench report runs/quickstart
     """
-    from sparsebench.analysis.frontiers import best_values
+    from sparsebench.analysis.frontiers import best_values, find_frontiers
     from sparsebench.analysis.page import write_page
+    from sparsebench.analysis.paper import paper_figures, write_paper_page
+    from sparsebench.analysis.print_figures import print_figures
+    from sparsebench.analysis.study_data import load_study
+    from sparsebench.analysis.study_figures import study_figures
 
-    page = write_page(directory, out)
-    terminal.print_best_values(best_values(directory))
+    if beside is not None and paper is None:
+        raise SparsebenchError(
+            "--beside goes with --paper: name the paper whose figures are to be drawn, such as --paper gale2019"
+        )
+    if paper is None:
+        page = write_page(directory, out)
+        terminal.print_best_values(best_values(directory))
+    else:
+        drawn = paper_figures(directory, paper, beside)
+        page = write_paper_page(drawn, paper, out)
+    if figures is not None:
+        data = load_study(directory)
+        named = study_figures(data, find_frontiers(data)).named() if paper is None else drawn.named()
+        terminal.say(f"figures: {len(print_figures(named, figures))} files in {figures}")
     terminal.say(f"report: {page}")
 
 
@@ -340,8 +339,3 @@ def _parse_value(text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
         return text
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

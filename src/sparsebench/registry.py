@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Generic, Protocol, TypeVar
 
@@ -34,12 +35,17 @@ class Registry(Generic[T]):
         kind: What the entries are, for messages: "method", "workload".
         group: The entry-point group in which other packages name objects of the same type.
         builtin: The package's own entries.
+        families: What makes the entry `family:argument` or `family/argument` of an argument (empty for the bare name), by the
+            family's name.
     """
 
-    def __init__(self, kind: str, group: str, builtin: Iterable[T]) -> None:
+    def __init__(
+        self, kind: str, group: str, builtin: Iterable[T], families: Mapping[str, Callable[[str], T]] | None = None
+    ) -> None:
         self._kind = kind
         self._group = group
         self._entries = {entry.name: entry for entry in builtin}
+        self._families = dict(families or {})
         self._complete = False
 
     def add(self, entry: T) -> None:
@@ -57,10 +63,14 @@ class Registry(Generic[T]):
         Raises:
             SparsebenchError: There is none; the message names those that exist.
         """
-        entries = {entry.name: entry for entry in self}
-        if name not in entries:
-            raise SparsebenchError(f"unknown {self._kind} {name!r}{nearest(name, entries)}; known: {', '.join(entries)}")
-        return entries[name]
+        if name not in self._entries:
+            family = re.split("[:/]", name, maxsplit=1)[0]
+            if family in self._families:
+                return self._families[family](name[len(family) + 1 :])
+            known = [entry.name for entry in self]  # those of other packages too
+            if name not in self._entries:
+                raise SparsebenchError(f"unknown {self._kind} {name!r}{nearest(name, known)}; known: {', '.join(known)}")
+        return self._entries[name]
 
     def __iter__(self) -> Iterator[T]:
         if not self._complete:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sparsebench.analysis.frontiers import BestValues
+    from sparsebench.analysis.progress import Progress as StudyCounts
+    from sparsebench.analysis.progress import Snapshot
     from sparsebench.analysis.statistics import Estimate
     from sparsebench.records.run_folder import RunFolder
     from sparsebench.records.schema import RunRecord
+    from sparsebench.studies.executors.executor import Outcome
+    from sparsebench.studies.forecast import Forecast
     from sparsebench.studies.run_study import StudySummary
-    from sparsebench.studies.workers import Outcome
     from sparsebench.training.config import RunConfig
     from sparsebench.training.loop import Observer
     from sparsebench.training.loop import Progress as TrainingProgress
@@ -29,17 +33,20 @@ if TYPE_CHECKING:
 __all__ = [
     "StudyProgress",
     "print_best_values",
+    "print_forecast",
     "print_frame",
     "print_list",
     "print_record",
     "print_summary",
     "say",
     "say_error",
+    "show_snapshots",
     "study_progress",
     "training_progress",
 ]
 
 REFRESH_SECONDS = 0.1
+HOUR, MEGABYTE = 3600.0, 1e6
 PIPE_WIDTH = 1000
 
 
@@ -98,11 +105,11 @@ class StudyProgress:
         self._task = progress.add_task(name, total=None, failed="")
         self._failed = 0
 
-    def begin(self, planned: int, todo: int) -> None:
-        """Say how many runs there are, and how many to do now."""
-        if planned > todo:
-            self._progress.console.print(f"{planned - todo} of {planned} runs are done already", markup=False)
-        self._progress.update(self._task, total=todo)
+    def begin(self, ended: int, todo: int) -> None:
+        """Say how many runs had ended, and how many are to do now."""
+        if ended:
+            self._progress.console.print(f"{ended} of {ended + todo} runs are done already", markup=False)
+        self._progress.reset(self._task, total=todo)
 
     def done(self, outcome: Outcome) -> None:
         """Count a run that ended; say so if it failed."""
@@ -149,23 +156,95 @@ def print_summary(summary: StudySummary, directory: Path) -> None:
     parts = [f"{summary.finished} finished now", f"{summary.finished_before} were done already"]
     if summary.failed:
         parts.append(f"{len(summary.failed)} failed (run them again with --retry-failed)")
-    if summary.held:
-        parts.append(f"{len(summary.held)} are held by another process")
+    if summary.elsewhere:
+        parts.append(f"{summary.elsewhere} were finished by other drivers")
+    if summary.left:
+        parts.append(f"{summary.left} left")
+    if summary.unplanned:
+        parts.append(f"not planned yet: {', '.join(summary.unplanned)}")
     say(f"{summary.planned} runs planned: {', '.join(parts)}; results: {directory}")
+
+
+def print_forecast(forecasts: Mapping[str, Forecast], unplanned: Sequence[str], processes: int, directory: Path) -> None:
+    """Print what a study takes, method by method and in all."""
+    table = Table()
+    table.add_column("method")
+    for heading in ("runs", "finished", "failed", "to do", "hours in one process", "training FLOPs", "disk, MB"):
+        table.add_column(heading, justify="right")
+    methods = list(forecasts.values())
+    total = sum(methods[1:], methods[0]) if methods else None
+    for method, forecast in [*forecasts.items(), *([("in all", total)] if total is not None else [])]:
+        counts = (forecast.runs, forecast.finished, forecast.failed, forecast.todo)
+        cost = forecast.cost
+        costs = (f"{cost.seconds / HOUR:,.3f}", f"{cost.flops:.2e}", f"{cost.file_bytes / MEGABYTE:,.2f}")
+        known = costs if forecast.todo > forecast.unmeasured else ("-",) * 3
+        table.add_row(method, *(f"{count:,}" for count in counts), *known)
+    _console().print(table)
+    if total is not None and total.todo > total.unmeasured:
+        hours = total.cost.seconds / HOUR
+        say(
+            f"{hours:,.2f} hours in one process, {hours / processes:,.2f} at best in {processes} on this machine. Times, FLOPs "
+            "and disk are of the runs to do, from shortened runs of each method at its lowest and highest sparsity, taken to be "
+            "alike but for steps, batch size and sparsity. FLOPs are theoretical: zeros cost nothing."
+        )
+    if total is not None and total.unmeasured:
+        say(f"{total.unmeasured:,} runs to do are not measured, and in none of these sums")
+    for stage in unplanned:
+        say(f"stage {stage}: planned when the runs are done that decide it, and in none of these sums")
+    say(f"results folder: {directory}")
 
 
 def print_best_values(values: BestValues) -> None:
     """Print the value of every method at every sparsity, means over seeds with the half-width of their 95 % interval."""
     title = f"{values.metric} on the test split (best configuration by validation, mean over seeds, 95 % t interval)"
+    _console().print(_best_table(values, title))
+    if values.dense is not None:
+        say(f"dense baseline: {_estimate(values.dense)}")
+
+
+def _best_table(values: BestValues, title: str) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("method")
     for sparsity in values.sparsities:
         table.add_column(f"{100 * sparsity:g} %", justify="right", no_wrap=True)
     for method, row in values.rows.items():
         table.add_row(method, *(_estimate(cell) for cell in row))
-    _console().print(table)
-    if values.dense is not None:
-        say(f"dense baseline: {_estimate(values.dense)}")
+    return table
+
+
+def show_snapshots(snapshots: Iterable[Snapshot]) -> None:
+    """Show how a study comes along: in place where somebody watches, a line for every change where nobody does."""
+    console = _console()
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            for snapshot in snapshots:
+                parts: list[str | Table] = [_counts(snapshot.progress)]
+                if snapshot.best is not None:
+                    parts.append(_best_table(snapshot.best, f"{snapshot.best.metric} on the test split, best so far"))
+                    parts.append("" if snapshot.best.dense is None else f"dense baseline: {_estimate(snapshot.best.dense)}")
+                parts.append("" if snapshot.page is None else f"page: {snapshot.page}")
+                live.update(Group(*(part for part in parts if part != "")), refresh=True)
+        return
+    said, last = "", None
+    for snapshot in snapshots:
+        last = snapshot
+        line = _counts(snapshot.progress, times=False)
+        if line != said:
+            said = line
+            say(_counts(snapshot.progress))
+    if last is not None and last.best is not None:
+        print_best_values(last.best)
+
+
+def _counts(progress: StudyCounts, *, times: bool = True) -> str:
+    planned = "" if progress.planned is None else f" of {progress.planned:,}"
+    parts = [f"{progress.finished:,}{planned} runs finished", f"{progress.failed:,} failed", f"{progress.running:,} running"]
+    if progress.quiet:
+        parts.append(f"{progress.quiet:,} begun but silent for five minutes")
+    if times and progress.seconds_left is not None:
+        minutes = progress.seconds_left / 60.0
+        parts.append(f"about {f'{minutes / 60.0:,.1f} hours' if minutes >= 90.0 else f'{minutes:,.0f} minutes'} left")
+    return f"{progress.name}: {', '.join(parts)}"
 
 
 def _estimate(estimate: Estimate | None) -> str:

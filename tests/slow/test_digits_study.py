@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sparsebench.analysis.frontiers import Frontiers, Point, best_point, find_frontiers
+from sparsebench.analysis.frontiers import Frontiers, Point, find_frontiers
 from sparsebench.analysis.study_data import load_study
+from sparsebench.records.choice import best_candidate
+from sparsebench.studies.executors.local import LocalProcesses
 from sparsebench.studies.run_study import run_study
 from sparsebench.studies.study_file import Study, read_study
 
@@ -28,14 +30,14 @@ def five_seeds(study: Study) -> Study:
 @pytest.fixture(scope="module")
 def frontiers(tmp_path_factory: pytest.TempPathFactory) -> Frontiers:
     directory: Path = tmp_path_factory.mktemp("digits")
-    summary = run_study(five_seeds(read_study("quickstart")), directory, workers=2)
+    summary = run_study(five_seeds(read_study("quickstart")), directory, LocalProcesses(workers=2))
     assert summary.failed == {}
     return find_frontiers(load_study(directory))
 
 
 def value(frontiers: Frontiers, method: str, sparsity: float) -> Point:
     """The best point by validation with at least that sparsity."""
-    point = best_point([point for point in frontiers.points if point.method == method], sparsity)
+    point = best_candidate([point for point in frontiers.points if point.method == method], sparsity)
     assert point is not None, f"no point of {method} has a sparsity of {sparsity}"
     assert point.seeds == SEEDS
     return point
