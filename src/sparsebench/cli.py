@@ -152,27 +152,25 @@ def report(
 
     Example: sparsebench report runs/quickstart
     """
-    from sparsebench.analysis.frontiers import best_values, find_frontiers
-    from sparsebench.analysis.page import write_page
+    from sparsebench.analysis.page import StudyReport
     from sparsebench.analysis.paper import paper_figures, write_paper_page
     from sparsebench.analysis.print_figures import print_figures
-    from sparsebench.analysis.study_data import load_study
-    from sparsebench.analysis.study_figures import study_figures
 
     if beside is not None and paper is None:
         raise SparsebenchError(
             "--beside goes with --paper: name the paper whose figures are to be drawn, such as --paper gale2019"
         )
     if paper is None:
-        page = write_page(directory, out)
-        terminal.print_best_values(best_values(directory))
+        study = StudyReport.of(directory)
+        page = study.write_page(out)
+        terminal.print_best_values(study.best)
+        named = study.figures.named
     else:
         drawn = paper_figures(directory, paper, beside)
         page = write_paper_page(drawn, paper, out)
+        named = drawn.named
     if figures is not None:
-        data = load_study(directory)
-        named = study_figures(data, find_frontiers(data)).named() if paper is None else drawn.named()
-        terminal.say(f"figures: {len(print_figures(named, figures))} files in {figures}")
+        terminal.say(f"figures: {len(print_figures(named(), figures))} files in {figures}")
     terminal.say(f"report: {page}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +14,11 @@ from sparsebench.accounting import report
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.sparsifiers.registry import METHODS
 from sparsebench.training.config import resolve
+from sparsebench.training.loop import Progress
 from sparsebench.training.run import train
 from sparsebench.workloads.images.named_sets import images_workload
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_threads")]
 
 STEPS, BATCH = 2, 4
 
@@ -38,14 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 image = Image.fromarray(coarse).resize((int(width), int(height)), Image.Resampling.BICUBIC)
                 image.save(place / split / f"class{label}" / f"{number}.jpeg")
     return place
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
 
 
 @every_method
@@ -89,8 +81,8 @@ def test_whole_run_is_stopped_and_goes_on_exactly(folder: Path, tmp_path: Path) 
     assert whole.points[0].sparsity == pytest.approx(0.9, abs=1e-4)
     assert whole.dense_multiply_adds == pytest.approx(4.09e9, rel=0.01)  # torchvision prints 4.09 GFLOPs (multiply-adds)
 
-    def stop(progress: object) -> None:
-        if progress.step == 2:  # type: ignore[attr-defined]
+    def stop(progress: Progress) -> None:
+        if progress.step == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

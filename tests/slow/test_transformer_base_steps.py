@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from method_arguments import LEARNING, arguments_of, every_method
@@ -15,7 +13,7 @@ from sparsebench.workloads.translation.named_corpora import WMT14_ENDE
 from sparsebench.workloads.translation.tokens import BEGIN
 from sparsebench.workloads.translation.transformer import SIZES, Transformer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_threads")]
 
 VOCABULARY = 32_000
 STEPS = 2
@@ -25,14 +23,6 @@ def batch() -> TokenBatch:
     generator = torch.Generator().manual_seed(0)
     source, expected = (torch.randint(4, VOCABULARY, (4, 16), generator=generator) for _ in range(2))
     return TokenBatch(source, torch.cat([torch.full((4, 1), BEGIN), expected[:, :-1]], 1), expected)
-
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
 
 
 @every_method

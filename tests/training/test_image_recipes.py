@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from short_runs import InterruptedRunError, stop_at
 from torch import nn
 
 from sparsebench import variational_dropout
@@ -123,12 +124,8 @@ def test_run_with_all_of_it_trains_resumes_and_says_so(images: str, tmp_path: Pa
     assert whole.environment["batch norm"] == "estimated anew over 2 batches after thresholding"
     assert whole.points[0].sparsity == pytest.approx(0.5, abs=0.01)
 
-    def stop(progress: object) -> None:
-        if progress.step == 7:  # type: ignore[attr-defined]
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(config, RunFolder(tmp_path / "again"), checkpoint_seconds=0.0, observe=stop)
+    with pytest.raises(InterruptedRunError):
+        train(config, RunFolder(tmp_path / "again"), checkpoint_seconds=0.0, observe=stop_at(7))
     again = train(config, RunFolder(tmp_path / "again"))
     assert again.points == whole.points
     assert again.weights_sha256 == whole.weights_sha256

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from idx_files import write_idx_split
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.training.config import resolve
@@ -25,14 +24,11 @@ def empty_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_idx(folder: Path, examples: int = 200, size: int = 28, labels: np.ndarray | None = None, seed: int = 0) -> Path:
-    folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     for stem in ("train", "t10k"):
         pixels = random.integers(0, 256, (examples, size, size), dtype=np.uint8)
         classes = (np.arange(examples) % 10).astype(np.uint8) if labels is None or stem == "t10k" else labels
-        for name, array in (("images-idx3", pixels), ("labels-idx1", classes)):
-            header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-            (folder / f"{stem}-{name}-ubyte.gz").write_bytes(gzip.compress(header + array.tobytes(), 1))
+        write_idx_split(folder, stem, pixels, classes, packed=True)
     return folder
 
 
@@ -66,12 +62,8 @@ def test_a_folder_that_holds_another_set_is_refused(tmp_path: Path, monkeypatch:
     # As many images as the whole set has, but not its classes: MNIST and Fashion-MNIST have files of the same names.
     small = np.repeat(np.arange(10, dtype=np.uint8), 6000)
     folder = tmp_path / "clothes"
-    folder.mkdir()
     for stem, classes in (("train", small), ("t10k", small[:100])):
-        pixels = np.zeros((len(classes), 28, 28), np.uint8)
-        for name, array in (("images-idx3", pixels), ("labels-idx1", classes)):
-            header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-            (folder / f"{stem}-{name}-ubyte").write_bytes(header + array.tobytes())
+        write_idx_split(folder, stem, np.zeros((len(classes), 28, 28), np.uint8), classes, packed=False)
     monkeypatch.setenv("SPARSEBENCH_DATA", str(folder))
     with pytest.raises(SparsebenchError, match=r"holds another set than mnist: 6,000 training images of class 0, expected 5,923"):
         resolve("mnist", "dense", {})

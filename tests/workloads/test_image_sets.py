@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import pickle
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from idx_files import idx_bytes, write_idx_split
 from PIL import Image
 
 from sparsebench.errors import SparsebenchError
@@ -26,16 +26,9 @@ PIXELS = RANDOM.integers(0, 256, (40, 12, 12), dtype=np.uint8)
 LABELS = (np.arange(40) % 4).astype(np.uint8)
 
 
-def idx_bytes(array: np.ndarray) -> bytes:
-    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
-
-
 def write_idx(folder: Path, packed: bool = False) -> Path:
-    folder.mkdir(exist_ok=True)
     for stem in ("train", "t10k"):
-        for name, array in ((f"{stem}-images-idx3-ubyte", PIXELS), (f"{stem}-labels-idx1-ubyte", LABELS)):
-            data = idx_bytes(array)
-            (folder / (name + ".gz" * packed)).write_bytes(gzip.compress(data) if packed else data)
+        write_idx_split(folder, stem, PIXELS, LABELS, packed=packed)
     return folder
 
 

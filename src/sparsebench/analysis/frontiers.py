@@ -31,6 +31,7 @@ __all__ = [
     "candidates",
     "find_frontiers",
     "find_points",
+    "tabulate",
 ]
 
 
@@ -222,7 +223,11 @@ def best_values(directory: Path) -> BestValues:
         SparsebenchError: The folder holds no finished run, or its runs cannot be compared.
     """
     data = load_study(directory)
-    frontiers = find_frontiers(data)
+    return tabulate(data, find_frontiers(data))
+
+
+def tabulate(data: StudyData, frontiers: Frontiers) -> BestValues:
+    """The table of best values of a study that is read already."""
     return BestValues(
         metric=data.metric,
         sparsities=frontiers.sparsities,

@@ -2,25 +2,83 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from sparsebench.analysis.comparisons import ERROR_RATE, areas, compare, in_words
 from sparsebench.analysis.findings import find_findings
-from sparsebench.analysis.frontiers import DENSE, TOLERANCE, find_frontiers
+from sparsebench.analysis.frontiers import DENSE, TOLERANCE, BestValues, Frontiers, find_frontiers, tabulate
 from sparsebench.analysis.panels import as_json
 from sparsebench.analysis.published_curves import published_curves, published_rows
 from sparsebench.analysis.remarks import remarks, summary
 from sparsebench.analysis.settings import shared_settings
 from sparsebench.analysis.statistics import LEVEL
-from sparsebench.analysis.study_data import load_study
-from sparsebench.analysis.study_figures import study_figures
+from sparsebench.analysis.study_data import StudyData, load_study
+from sparsebench.analysis.study_figures import StudyFigures, study_figures
 from sparsebench.analysis.tables import best_rows, choices, comparison_rows, configurations, costs, failed_runs
 from sparsebench.analysis.templates import render
 from sparsebench.analysis.wording import asked, metric_label, value
 from sparsebench.atomic import atomic_file
 from sparsebench.records.schema import OWN_SOURCE
 
-__all__ = ["render_page", "write_page"]
+__all__ = ["StudyReport", "render_page", "write_page"]
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What a results folder says: read once, for the page, the table of best values and the figures.
+
+    Attributes:
+        directory: The results folder.
+        data: Its runs.
+        frontiers: The best point of every method at every sparsity asked about.
+    """
+
+    directory: Path
+    data: StudyData
+    frontiers: Frontiers
+
+    @classmethod
+    def of(cls, directory: Path) -> StudyReport:
+        """Read a results folder.
+
+        Args:
+            directory: A folder written by `sparsebench study run` or `sparsebench train`.
+
+        Raises:
+            SparsebenchError: The folder holds no finished run, or its runs cannot be compared.
+        """
+        data = load_study(directory)
+        return cls(directory, data, find_frontiers(data))
+
+    @property
+    def best(self) -> BestValues:
+        """The value of every method at every sparsity."""
+        return tabulate(self.data, self.frontiers)
+
+    @cached_property
+    def figures(self) -> StudyFigures:
+        """The figures of the page."""
+        return study_figures(self.data, self.frontiers)
+
+    def write_page(self, out: Path | None = None) -> Path:
+        """Write the page.
+
+        Args:
+            out: The file to write; `report.html` in the results folder if None.
+
+        Returns:
+            The file that was written.
+
+        Raises:
+            SparsebenchError: The file cannot be written.
+        """
+        target = self.directory / "report.html" if out is None else out
+        page = _render(self.data, self.frontiers, self.figures)
+        with atomic_file(target) as file:
+            file.write(page.encode())
+        return target
 
 
 def write_page(directory: Path, out: Path | None = None) -> Path:
@@ -36,11 +94,7 @@ def write_page(directory: Path, out: Path | None = None) -> Path:
     Raises:
         SparsebenchError: The folder holds no finished run, its runs cannot be compared, or the file cannot be written.
     """
-    page = render_page(directory)
-    target = directory / "report.html" if out is None else out
-    with atomic_file(target) as file:
-        file.write(page.encode())
-    return target
+    return StudyReport.of(directory).write_page(out)
 
 
 def render_page(directory: Path) -> str:
@@ -52,12 +106,14 @@ def render_page(directory: Path) -> str:
     Raises:
         SparsebenchError: The folder holds no finished run, or its runs cannot be compared.
     """
-    data = load_study(directory)
-    frontiers = find_frontiers(data)
+    report = StudyReport.of(directory)
+    return _render(report.data, report.frontiers, report.figures)
+
+
+def _render(data: StudyData, frontiers: Frontiers, figures: StudyFigures) -> str:
     published = published_curves(data.note.workload, data.metric)
     paired = data.source == OWN_SOURCE  # the seeds of imported runs only count their replicates
     comparisons = compare(frontiers, paired=paired)
-    figures = study_figures(data, frontiers)
     curves = figures.trade_off
     described = {method: data.note.methods[method] for method in sorted(data.note.methods)}
     shared = {method: shared_settings(own) for method, own in configurations(data, frontiers).items() if own}

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparsebench.analysis.frontiers import BestValues, best_values
-from sparsebench.analysis.page import write_page
+from sparsebench.analysis.frontiers import BestValues
+from sparsebench.analysis.page import StudyReport
 from sparsebench.analysis.study_data import read_note
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
@@ -147,8 +147,9 @@ def watch(directory: Path, *, interval: float, refresh_page: bool) -> Iterator[S
         progress = read_progress(directory, time.time())
         if progress.finished != seen and (progress.ended or time.monotonic() >= next_reading):
             begin = time.monotonic()
-            best = best_values(directory) if progress.finished else None
-            page = write_page(directory) if refresh_page and progress.finished else page
+            report = StudyReport.of(directory) if progress.finished else None
+            best = None if report is None else report.best
+            page = report.write_page() if refresh_page and report is not None else page
             seen, next_reading = progress.finished, time.monotonic() + _PATIENCE * (time.monotonic() - begin)
         yield Snapshot(progress, best, page)
         if progress.ended:

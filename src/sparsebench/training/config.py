@@ -36,6 +36,7 @@ from sparsebench.training.arguments import (
     validated,
 )
 from sparsebench.training.times import to_steps
+from sparsebench.workloads.epochs import batches_per_epoch
 from sparsebench.workloads.registry import WORKLOADS
 from sparsebench.workloads.workload import CountsSteps, Recipe, Workload, without_later_defaults
 
@@ -326,7 +327,7 @@ def steps_per_epoch(task: Workload, batch_size: int) -> int:
     """Steps of one pass over the training set, at least 1."""
     if _counts_steps(type(task)):
         return cast(CountsSteps, task).steps_per_epoch(batch_size)
-    return max(task.training_examples // batch_size, 1)
+    return batches_per_epoch(task.training_examples, batch_size)
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -75,10 +75,11 @@ class Devices(Protocol):
 class OneProcess:
     """The usual case: this process alone."""
 
+    processes: ClassVar[int] = 1
+    rank: ClassVar[int] = 0
+    is_main: ClassVar[bool] = True
+
     device: torch.device
-    processes: int = 1
-    rank: int = 0
-    is_main: bool = True
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The network itself."""

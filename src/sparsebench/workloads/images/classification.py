@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sparsebench.workloads.epochs import place_in_epoch
 from sparsebench.workloads.images.measures import Images, accuracy_and_loss, classification_loss
 from sparsebench.workloads.workload import Recipe, Split
 
@@ -65,10 +66,9 @@ class ImageClassification:
     def batch(self, seed: int, step: int, batch_size: int) -> Images:
         """The training batch of a step; an epoch's last, incomplete batch is left out."""
         training = self.load().training
-        batches = max(len(training.labels) // batch_size, 1)
-        epoch, position = divmod(step, batches)
+        epoch, places = place_in_epoch(step, len(training.labels), batch_size)
         order, shifts = _epoch(seed, epoch, len(training.labels), 2 * self.max_shift + 1)
-        chosen = order[position * batch_size : (position + 1) * batch_size]
+        chosen = order[places]
         shifted = _shifted(self.load, self.max_shift)
         return Images(shifted[shifts[chosen], chosen], training.labels[chosen])
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sparsebench.workloads.epochs import place_in_epoch
 from sparsebench.workloads.images.labelled import LabelledImages
 from sparsebench.workloads.images.measures import Images, accuracy_and_loss, classification_loss
 from sparsebench.workloads.images.networks import make_network
@@ -94,9 +95,9 @@ class InMemoryImages:
         """The training batch of a step; an epoch's last, incomplete batch is left out."""
         data = _prepared(self.read, self.max_shift)
         examples = len(data.labels)
-        epoch, position = divmod(step, max(examples // batch_size, 1))
+        epoch, places = place_in_epoch(step, examples, batch_size)
         order, moves, mirrored = _epoch(seed, epoch, examples, 2 * self.max_shift + 1)
-        chosen = order[position * batch_size : (position + 1) * batch_size]
+        chosen = order[places]
         height, width = data.parts["test"].pixels.shape[1:3]
         rows = moves[chosen, 0, None] + torch.arange(height)
         columns = moves[chosen, 1, None] + torch.arange(width)

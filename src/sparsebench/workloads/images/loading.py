@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import operator
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.workloads.epochs import place_in_epoch
 from sparsebench.workloads.images.image_files import EncodedImages
 from sparsebench.workloads.images.labelled import decode_image
 
@@ -76,12 +78,11 @@ class BatchStream:
         return _without_error(batch)
 
     def _draws(self, step: int) -> Iterator[list[Draw]]:
-        batches = max(self._examples // self._batch_size, 1)
-        for epoch in itertools.count(step // batches):
+        places = (place_in_epoch(following, self._examples, self._batch_size) for following in itertools.count(step))
+        for epoch, batches in itertools.groupby(places, key=operator.itemgetter(0)):
             order = np.random.default_rng([self._seed, epoch]).permutation(self._examples)
-            for position in range(step % batches if epoch == step // batches else 0, batches):
-                chosen = order[position * self._batch_size : (position + 1) * self._batch_size].tolist()
-                yield [Draw(index, _augmentation_seed(self._seed, epoch, index)) for index in chosen]
+            for _, batch in batches:
+                yield [Draw(index, _augmentation_seed(self._seed, epoch, index)) for index in order[batch].tolist()]
 
 
 def evaluation_batches(images: EncodedImages, size: int) -> Iterator[Batch]:

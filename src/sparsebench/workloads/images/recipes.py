@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from sparsebench.workloads.epochs import batches_per_epoch
 from sparsebench.workloads.workload import Recipe
 
 __all__ = ["ReferenceRecipe", "reference_recipe"]
@@ -33,10 +34,10 @@ class ReferenceRecipe:
     def recipe(self, training_examples: int) -> Recipe:
         """The recipe for so many training images."""
         settings = dict(self.settings)
-        steps_per_epoch = max(training_examples // settings["batch_size"], 1)
+        epoch = batches_per_epoch(training_examples, settings["batch_size"])
         for length in ("", "warmup_"):
             if (epochs := settings.pop(f"{length}epochs", None)) is not None:
-                settings[f"{length}steps"] = round(epochs * steps_per_epoch)
+                settings[f"{length}steps"] = round(epochs * epoch)
         return Recipe.model_validate(settings)
 
 
