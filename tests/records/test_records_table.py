@@ -16,8 +16,8 @@ from pydantic import ValidationError
 
 from sparsebench.atomic import atomic_file, make_directory
 from sparsebench.errors import SparsebenchError
-from sparsebench.records import table
 from sparsebench.records.query import query
+from sparsebench.records.rows import LAYERS_SCHEMA, RESULTS_SCHEMA, layer_rows, result_rows
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord, short_hash
 from sparsebench.records.table import open_tables
@@ -370,5 +370,5 @@ def test_lock_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 def test_schema_of_the_tables_is_what_the_rows_hold() -> None:
-    assert set(table.RESULTS_SCHEMA.names) == set(next(table._result_rows(record(), None)))
-    assert set(table.LAYERS_SCHEMA.names) == set(next(table._layer_rows(record())))
+    assert set(RESULTS_SCHEMA.names) == set(next(result_rows(record(), None)))
+    assert set(LAYERS_SCHEMA.names) == set(next(layer_rows(record())))

@@ -12,7 +12,7 @@ from sparsebench.analysis.page import StudyReport
 from sparsebench.analysis.study_data import read_note
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
-from sparsebench.records.table import run_folders
+from sparsebench.records.run_states import run_folders
 
 __all__ = ["Progress", "Snapshot", "read_progress", "results_folder", "watch"]
 

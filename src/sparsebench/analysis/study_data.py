@@ -12,8 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
+from sparsebench.records.run_states import run_folders
 from sparsebench.records.schema import Fraction
-from sparsebench.records.table import open_tables, run_folders
+from sparsebench.records.table import open_tables
 
 __all__ = ["Failure", "MethodNote", "StudyData", "StudyNote", "known_steps", "load_study", "read_note"]
 

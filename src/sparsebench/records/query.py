@@ -7,7 +7,7 @@ from pathlib import Path
 import duckdb
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
+from pyarrow.dataset import dataset
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.published.values import published_values
@@ -34,7 +34,7 @@ def query(directory: Path, sql: str) -> pd.DataFrame:
     tables = open_tables(directory)
     with duckdb.connect() as connection:
         for name, path in (("results", tables.results), ("layers", tables.layers)):
-            connection.register(name, pq.read_table(path))  # duckdb itself would read a * in the path as a pattern
+            connection.register(name, dataset(path))  # duckdb itself would read a * in the path as a pattern
         connection.register("published", pa.Table.from_pylist([value.model_dump() for value in published_values()]))
         try:
             relation = connection.sql(sql)

@@ -1,10 +1,10 @@
-"""The tables over all runs of a folder, imported ones too, kept as Parquet and made again when a run came, changed or went."""
+"""The tables over all runs of a folder, imported ones too: Parquet, brought up to date when a run came, changed or went."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,52 +14,15 @@ import pyarrow.parquet as pq
 
 from sparsebench.atomic import atomic_file
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.run_folder import RUNS, RunFolder
-from sparsebench.records.schema import RunRecord, canonical_json, configuration_hash
+from sparsebench.records.compaction import Compacted, merge
+from sparsebench.records.rows import RESULTS_SCHEMA
+from sparsebench.records.run_states import RunState, finished_states, imported_path
 
-__all__ = ["LAYERS_SCHEMA", "RESULTS_SCHEMA", "Tables", "imported_path", "open_tables", "read_imported", "run_folders"]
+__all__ = ["Tables", "open_tables", "read_imported"]
 
-RESULTS_SCHEMA = pa.schema(
-    [
-        ("run_id", pa.string()),
-        ("study", pa.string()),
-        ("source", pa.string()),  # who made the run: schema.OWN_SOURCE, or whose result file it was imported from
-        ("workload", pa.string()),
-        ("method", pa.string()),
-        ("configuration", pa.string()),  # hash of the configuration without its seed: equal for replicates
-        ("seed", pa.int64()),
-        ("target_sparsity", pa.float64()),
-        ("sparsity", pa.float64()),
-        ("threshold", pa.float64()),
-        ("split", pa.string()),
-        ("metric", pa.string()),
-        ("primary_metric", pa.bool_()),
-        ("value", pa.float64()),
-        ("steps", pa.int64()),
-        ("seconds", pa.float64()),
-        ("processor_seconds", pa.float64()),
-        ("peak_memory_bytes", pa.int64()),
-        ("inference_cost", pa.float64()),  # multiply-adds as multiples of the dense network's, and of its training: theoretical
-        ("training_cost", pa.float64()),
-        ("config", pa.string()),
-    ]
-)
-LAYERS_SCHEMA = pa.schema(
-    [
-        ("run_id", pa.string()),
-        ("method", pa.string()),
-        ("configuration", pa.string()),
-        ("seed", pa.int64()),
-        ("target_sparsity", pa.float64()),
-        ("threshold", pa.float64()),
-        ("position", pa.int64()),  # order of the layer in the network
-        ("layer", pa.string()),
-        ("shape", pa.string()),
-        ("weights", pa.int64()),
-        ("zeros", pa.int64()),
-        ("sparsity", pa.float64()),
-    ]
-)
+_VERSION = 4  # of the tables: those that another release wrote are made again
+_FINGERPRINT = b"sparsebench.fingerprint"
+_STUDY = b"sparsebench.study"
 
 
 @dataclass(frozen=True)
@@ -68,27 +31,6 @@ class Tables:
 
     results: Path
     layers: Path
-
-
-def run_folders(directory: Path) -> list[RunFolder]:
-    """The run folders of a results folder, in order of their ids; none where all its results are imported.
-
-    Raises:
-        SparsebenchError: `directory` holds no runs.
-    """
-    if not directory.is_dir():
-        raise SparsebenchError(f"no such results folder: {directory}")
-    runs = directory / RUNS
-    if not runs.is_dir():
-        if imported_path(directory).exists():
-            return []
-        raise SparsebenchError(f"{directory} holds no runs: expected a folder {runs}; `sparsebench study run` makes one")
-    return [RunFolder(path) for path in sorted(runs.iterdir()) if path.is_dir()]
-
-
-def imported_path(directory: Path) -> Path:
-    """Where a results folder keeps the rows of imported runs: Parquet with the columns of `RESULTS_SCHEMA`."""
-    return directory / "imported.parquet"
 
 
 def read_imported(directory: Path) -> list[dict[str, Any]]:
@@ -131,8 +73,9 @@ def _first_line(error: Exception) -> str:
 def open_tables(directory: Path) -> Tables:
     """Bring the Parquet tables of a results folder up to date and tell where they are.
 
-    The tables are a copy of what the `result.json` files and the file of imported runs say, and are made again whenever
-    those changed.
+    The tables are a copy of what the `result.json` files and the file of imported runs say. When some of those came, changed or
+    went, these are read, and the rows of all others are taken over. `run_states.parquet` says which records the rows were read
+    from; where it, or a table, is lost, damaged or of another release, all are read again.
 
     Args:
         directory: A folder written by `sparsebench study run`, `sparsebench train` or `sparsebench import`.
@@ -140,20 +83,39 @@ def open_tables(directory: Path) -> Tables:
     Raises:
         SparsebenchError: The folder holds no finished run, or a record in it cannot be read.
     """
-    finished = [folder for folder in run_folders(directory) if folder.status() == "finished"]
-    if not finished and not imported_path(directory).exists():
+    states = finished_states(directory)
+    if not states and not imported_path(directory).exists():
         raise SparsebenchError(f"{directory} holds no finished run yet")
     study = _study_name(directory)
-    fingerprint = _fingerprint(finished, imported_path(directory), study)
+    fingerprint = _fingerprint(states, imported_path(directory), study)
     tables = Tables(directory / "results.parquet", directory / "layers.parquet")
     if _stored_fingerprint(tables.results) == fingerprint == _stored_fingerprint(tables.layers):
         return tables
-    records = [folder.read_result() for folder in finished]
-    results = [row for record in records for row in _result_rows(record, study)]
-    results += [row | {"study": study} for row in read_imported(directory)]
-    _write(tables.results, RESULTS_SCHEMA, results, fingerprint)
-    _write(tables.layers, LAYERS_SCHEMA, [row for record in records for row in _layer_rows(record)], fingerprint)
+    index = directory / "run_states.parquet"
+    merged = merge(directory, states, study, _previous(tables, index, study))
+    imported = pa.Table.from_pylist([row | {"study": study} for row in read_imported(directory)], schema=RESULTS_SCHEMA)
+    _write(tables.results, pa.concat_tables([merged.results, imported]), fingerprint)
+    _write(tables.layers, merged.layers, fingerprint)
+    _write(index, merged.index.replace_schema_metadata({_STUDY: _written(study)}), fingerprint)
     return tables
+
+
+def _previous(tables: Tables, index: Path, study: str | None) -> Compacted | None:
+    """The tables as they are, if they belong together."""
+    stored = {_stored_fingerprint(path) for path in (tables.results, tables.layers, index)}
+    if len(stored) != 1 or None in stored:
+        return None
+    try:
+        read = [pq.read_table(path) for path in (tables.results, tables.layers, index)]
+    except (OSError, pa.ArrowException):
+        return None
+    found = Compacted(*read)
+    same = found.index.schema.metadata.get(_STUDY) == _written(study)
+    return found if same and found.is_whole() else None
+
+
+def _written(study: str | None) -> bytes:
+    return f"{_VERSION} {study}".encode()
 
 
 def _study_name(directory: Path) -> str | None:
@@ -166,12 +128,12 @@ def _study_name(directory: Path) -> str | None:
     return str(name)
 
 
-def _fingerprint(finished: Iterable[RunFolder], imported: Path, study: str | None) -> bytes:
-    digest = hashlib.sha256(f"3 {study}\n".encode())
-    named = [(folder.path.name, folder.result_path) for folder in finished]
-    for name, path in [*named, (imported.name, imported)] if imported.exists() else named:
-        status = path.stat()
-        digest.update(f"{name} {status.st_mtime_ns} {status.st_size}\n".encode())
+def _fingerprint(states: Mapping[str, RunState], imported: Path, study: str | None) -> bytes:
+    digest = hashlib.sha256(f"{_VERSION} {study}\n".encode())
+    if imported.exists():
+        status = imported.stat()
+        states = {**states, imported.name: RunState(status.st_mtime_ns, status.st_size)}
+    digest.update("".join(f"{name} {state.modified_ns} {state.size}\n" for name, state in states.items()).encode())
     return digest.hexdigest().encode()
 
 
@@ -180,69 +142,10 @@ def _stored_fingerprint(path: Path) -> bytes | None:
         metadata: dict[bytes, bytes] = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException):
         return None
-    return metadata.get(b"sparsebench.fingerprint")
+    return metadata.get(_FINGERPRINT)
 
 
-def _write(path: Path, schema: pa.Schema, rows: list[dict[str, Any]], fingerprint: bytes) -> None:
-    table = pa.Table.from_pylist(rows, schema=schema.with_metadata({b"sparsebench.fingerprint": fingerprint}))
+def _write(path: Path, table: pa.Table, fingerprint: bytes) -> None:
+    metadata = {**(table.schema.metadata or {}), _FINGERPRINT: fingerprint}
     with atomic_file(path) as stream:
-        pq.write_table(table, stream, compression="zstd")
-
-
-def _configuration(record: RunRecord) -> str:
-    return configuration_hash(record.config)
-
-
-def _result_rows(record: RunRecord, study: str | None) -> Iterator[dict[str, Any]]:
-    shared = {
-        "run_id": record.run_id,
-        "study": study,
-        "source": record.source,
-        "workload": record.workload,
-        "method": record.method,
-        "configuration": _configuration(record),
-        "seed": record.seed,
-        "steps": record.steps,
-        "seconds": record.seconds,
-        "processor_seconds": record.processor_seconds,
-        "peak_memory_bytes": record.peak_memory_bytes,
-        "training_cost": _ratio(record.training_multiply_adds, record.dense_training_multiply_adds),
-        "config": canonical_json(record.config),
-    }
-    for point in record.points:
-        for split, metrics in point.metrics.items():
-            for metric, value in metrics.items():
-                yield shared | {
-                    "target_sparsity": point.target_sparsity,
-                    "sparsity": point.sparsity,
-                    "threshold": point.threshold,
-                    "inference_cost": _ratio(point.multiply_adds, record.dense_multiply_adds),
-                    "split": split,
-                    "metric": metric,
-                    "primary_metric": metric == record.metric,
-                    "value": value,
-                }
-
-
-def _ratio(part: float | None, whole: float | None) -> float | None:
-    return part / whole if part is not None and whole else None
-
-
-def _layer_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
-    configuration = _configuration(record)
-    for point in record.points:
-        for position, layer in enumerate(point.layers):
-            yield {
-                "run_id": record.run_id,
-                "method": record.method,
-                "configuration": configuration,
-                "seed": record.seed,
-                "target_sparsity": point.target_sparsity,
-                "threshold": point.threshold,
-                "position": position,
-                "layer": layer.layer,
-                "shape": "x".join(str(size) for size in layer.shape),
-                "weights": layer.weights,
-                "zeros": layer.zeros,
-                "sparsity": layer.zeros / layer.weights if layer.weights else 0.0,
-            }
+        pq.write_table(table.replace_schema_metadata(metadata), stream, compression="zstd")

@@ -16,8 +16,10 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.records.importing.layouts import SPARSITIES
 from sparsebench.records.importing.result_file import ImportedRun, read_result_file
 from sparsebench.records.locking import locked
+from sparsebench.records.rows import RESULTS_SCHEMA
 from sparsebench.records.run_folder import RUNS
-from sparsebench.records.table import RESULTS_SCHEMA, imported_path, read_imported
+from sparsebench.records.run_states import imported_path
+from sparsebench.records.table import read_imported
 
 __all__ = ["ImportSummary", "import_files"]
 

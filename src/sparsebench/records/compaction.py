@@ -1,0 +1,134 @@
+"""Tables over many runs from those of an earlier time and the records that changed since; no other record is read again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sparsebench.records.rows import LAYERS_SCHEMA, RESULTS_SCHEMA, layer_rows, result_rows
+from sparsebench.records.run_folder import RunFolder
+from sparsebench.records.run_states import RunState
+
+__all__ = ["INDEX_SCHEMA", "Compacted", "merge"]
+
+INDEX_SCHEMA = pa.schema(
+    [
+        ("run", pa.string()),  # the name of its folder; runs are in order of it, and so are their rows in the tables
+        ("modified_ns", pa.int64()),
+        ("size", pa.int64()),
+        ("results", pa.int64()),  # how many rows it has in each table
+        ("layers", pa.int64()),
+    ]
+)
+_RUNS_AT_ONCE = 500  # rows as Python objects take far more memory than in a table
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """Tables whose first rows are those of the runs in `index`, run after run; imported rows may follow in `results`."""
+
+    results: pa.Table
+    layers: pa.Table
+    index: pa.Table
+
+    def is_whole(self) -> bool:
+        """Whether the tables have the columns of this release, and all rows that the index tells of."""
+        promised = (RESULTS_SCHEMA, LAYERS_SCHEMA, INDEX_SCHEMA)
+        columns = all(
+            table.schema.equals(schema) for table, schema in zip((self.results, self.layers, self.index), promised, strict=True)
+        )
+        if not columns:
+            return False
+        results, layers = (int(pc.sum(self.index[name]).as_py() or 0) for name in ("results", "layers"))
+        return bool(results <= self.results.num_rows and layers == self.layers.num_rows)
+
+
+def merge(directory: Path, states: Mapping[str, RunState], study: str | None, earlier: Compacted | None) -> Compacted:
+    """The tables of the runs in `states`.
+
+    Args:
+        directory: The results folder.
+        states: Its finished runs, in order of their names.
+        study: The study's name, for the rows of runs that are read.
+        earlier: Tables of the same study from which the rows of runs with the same state are taken; None where there are none.
+
+    Raises:
+        SparsebenchError: A record cannot be read.
+    """
+    kept = _Kept(earlier)
+    parts: list[Compacted] = []
+    for unchanged, group in itertools.groupby(states, key=lambda name: kept.has(name, states[name])):
+        names = list(group)
+        if unchanged:
+            parts += kept.rows(names)
+        else:
+            several = (names[first : first + _RUNS_AT_ONCE] for first in range(0, len(names), _RUNS_AT_ONCE))
+            parts += [_read(directory, some, states, study) for some in several]
+    return Compacted(
+        _joined((part.results for part in parts), RESULTS_SCHEMA),
+        _joined((part.layers for part in parts), LAYERS_SCHEMA),
+        _joined((part.index for part in parts), INDEX_SCHEMA),
+    )
+
+
+class _Kept:
+    """Rows of earlier tables, by the run that they are of."""
+
+    def __init__(self, earlier: Compacted | None) -> None:
+        self._earlier = earlier
+        self._places: dict[str, int] = {}
+        self._states: list[RunState] = []
+        if earlier is not None:
+            index = earlier.index.to_pydict()
+            self._places = {name: place for place, name in enumerate(index["run"])}
+            self._states = list(itertools.starmap(RunState, zip(index["modified_ns"], index["size"], strict=True)))
+            self._results = np.concatenate([[0], np.cumsum(index["results"], dtype=np.int64)])
+            self._layers = np.concatenate([[0], np.cumsum(index["layers"], dtype=np.int64)])
+
+    def has(self, name: str, state: RunState) -> bool:
+        place = self._places.get(name)
+        return place is not None and self._states[place] == state
+
+    def rows(self, names: list[str]) -> list[Compacted]:
+        """The rows of runs that are there, in parts that lay side by side."""
+        assert self._earlier is not None
+        places = np.array([self._places[name] for name in names])
+        parts = []
+        for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
+            first, end = int(run[0]), int(run[-1]) + 1
+            parts.append(
+                Compacted(
+                    self._earlier.results[self._results[first] : self._results[end]],
+                    self._earlier.layers[self._layers[first] : self._layers[end]],
+                    self._earlier.index[first:end],
+                )
+            )
+        return parts
+
+
+def _read(directory: Path, names: list[str], states: Mapping[str, RunState], study: str | None) -> Compacted:
+    records = [RunFolder.of(directory, name).read_result() for name in names]
+    results = [list(result_rows(record, study)) for record in records]
+    layers = [list(layer_rows(record)) for record in records]
+    index = {
+        "run": names,
+        "modified_ns": [states[name].modified_ns for name in names],
+        "size": [states[name].size for name in names],
+        "results": [len(rows) for rows in results],
+        "layers": [len(rows) for rows in layers],
+    }
+    return Compacted(
+        pa.Table.from_pylist(list(itertools.chain(*results)), schema=RESULTS_SCHEMA),
+        pa.Table.from_pylist(list(itertools.chain(*layers)), schema=LAYERS_SCHEMA),
+        pa.table(index, schema=INDEX_SCHEMA),
+    )
+
+
+def _joined(parts: Iterable[pa.Table], schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables([schema.empty_table(), *(part.replace_schema_metadata(None) for part in parts)]).combine_chunks()

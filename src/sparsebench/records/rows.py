@@ -1,0 +1,111 @@
+"""The rows of the tables: what a run's record says, a row for each evaluation, split and metric, and one for each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from sparsebench.records.schema import RunRecord, canonical_json, configuration_hash
+
+__all__ = ["LAYERS_SCHEMA", "RESULTS_SCHEMA", "layer_rows", "result_rows"]
+
+RESULTS_SCHEMA = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("study", pa.string()),
+        ("source", pa.string()),  # who made the run: schema.OWN_SOURCE, or whose result file it was imported from
+        ("workload", pa.string()),
+        ("method", pa.string()),
+        ("configuration", pa.string()),  # hash of the configuration without its seed: equal for replicates
+        ("seed", pa.int64()),
+        ("target_sparsity", pa.float64()),
+        ("sparsity", pa.float64()),
+        ("threshold", pa.float64()),
+        ("split", pa.string()),
+        ("metric", pa.string()),
+        ("primary_metric", pa.bool_()),
+        ("value", pa.float64()),
+        ("steps", pa.int64()),
+        ("seconds", pa.float64()),
+        ("processor_seconds", pa.float64()),
+        ("peak_memory_bytes", pa.int64()),
+        ("inference_cost", pa.float64()),  # multiply-adds as multiples of the dense network's, and of its training: theoretical
+        ("training_cost", pa.float64()),
+        ("config", pa.string()),
+    ]
+)
+LAYERS_SCHEMA = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("method", pa.string()),
+        ("configuration", pa.string()),
+        ("seed", pa.int64()),
+        ("target_sparsity", pa.float64()),
+        ("threshold", pa.float64()),
+        ("position", pa.int64()),  # order of the layer in the network
+        ("layer", pa.string()),
+        ("shape", pa.string()),
+        ("weights", pa.int64()),
+        ("zeros", pa.int64()),
+        ("sparsity", pa.float64()),
+    ]
+)
+
+
+def result_rows(record: RunRecord, study: str | None) -> Iterator[dict[str, Any]]:
+    """The rows of a run in the table `results`."""
+    shared = {
+        "run_id": record.run_id,
+        "study": study,
+        "source": record.source,
+        "workload": record.workload,
+        "method": record.method,
+        "configuration": configuration_hash(record.config),
+        "seed": record.seed,
+        "steps": record.steps,
+        "seconds": record.seconds,
+        "processor_seconds": record.processor_seconds,
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "training_cost": _ratio(record.training_multiply_adds, record.dense_training_multiply_adds),
+        "config": canonical_json(record.config),
+    }
+    for point in record.points:
+        for split, metrics in point.metrics.items():
+            for metric, value in metrics.items():
+                yield shared | {
+                    "target_sparsity": point.target_sparsity,
+                    "sparsity": point.sparsity,
+                    "threshold": point.threshold,
+                    "inference_cost": _ratio(point.multiply_adds, record.dense_multiply_adds),
+                    "split": split,
+                    "metric": metric,
+                    "primary_metric": metric == record.metric,
+                    "value": value,
+                }
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return part / whole if part is not None and whole else None
+
+
+def layer_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
+    """The rows of a run in the table `layers`."""
+    configuration = configuration_hash(record.config)
+    for point in record.points:
+        for position, layer in enumerate(point.layers):
+            yield {
+                "run_id": record.run_id,
+                "method": record.method,
+                "configuration": configuration,
+                "seed": record.seed,
+                "target_sparsity": point.target_sparsity,
+                "threshold": point.threshold,
+                "position": position,
+                "layer": layer.layer,
+                "shape": "x".join(str(size) for size in layer.shape),
+                "weights": layer.weights,
+                "zeros": layer.zeros,
+                "sparsity": layer.zeros / layer.weights if layer.weights else 0.0,
+            }

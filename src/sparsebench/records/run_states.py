@@ -1,0 +1,66 @@
+"""Which runs of a results folder are finished, and whether one changed since somebody looked: without opening a record."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.records.run_folder import RUNS, RunFolder
+
+__all__ = ["RunState", "finished_states", "imported_path", "run_folders"]
+
+
+class RunState(NamedTuple):
+    """What changes when a record is written: the time in nanoseconds, the size in bytes."""
+
+    modified_ns: int
+    size: int
+
+
+def imported_path(directory: Path) -> Path:
+    """Where a results folder keeps the rows of imported runs: Parquet with the columns of `RESULTS_SCHEMA`."""
+    return directory / "imported.parquet"
+
+
+def run_folders(directory: Path) -> list[RunFolder]:
+    """The run folders of a results folder, in order of their ids; none where all its results are imported.
+
+    Raises:
+        SparsebenchError: `directory` holds no runs.
+    """
+    return [RunFolder(directory / RUNS / name) for name in _run_names(directory)]
+
+
+def finished_states(directory: Path) -> dict[str, RunState]:
+    """The finished runs of a results folder by the names of their folders, in order of these.
+
+    Raises:
+        SparsebenchError: `directory` holds no runs.
+    """
+    runs = os.fspath(directory / RUNS)
+    states = {}
+    for name in _run_names(directory):
+        # Text and one call for each run: with paths, 100,000 runs take seconds.
+        try:
+            status = os.stat(f"{runs}/{name}/result.json")  # noqa: PTH116
+        except FileNotFoundError:
+            continue
+        states[name] = RunState(status.st_mtime_ns, status.st_size)
+    return states
+
+
+def _run_names(directory: Path) -> list[str]:
+    if not directory.is_dir():
+        raise SparsebenchError(f"no such results folder: {directory}")
+    try:
+        with os.scandir(directory / RUNS) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if imported_path(directory).exists():
+            return []
+        runs = directory / RUNS
+        raise SparsebenchError(
+            f"{directory} holds no runs: expected a folder {runs}; `sparsebench study run` makes one"
+        ) from error
