@@ -22,6 +22,7 @@ INDEX_SCHEMA = pa.schema(
         ("run", pa.string()),  # the name of its folder; runs are in order of it, and so are their rows in the tables
         ("modified_ns", pa.int64()),
         ("size", pa.int64()),
+        ("inode", pa.uint64()),
         ("results", pa.int64()),  # how many rows it has in each table
         ("layers", pa.int64()),
     ]
@@ -87,7 +88,7 @@ class _Kept:
         if earlier is not None:
             index = earlier.index.to_pydict()
             self._places = {name: place for place, name in enumerate(index["run"])}
-            self._states = list(itertools.starmap(RunState, zip(index["modified_ns"], index["size"], strict=True)))
+            self._states = list(itertools.starmap(RunState, zip(*(index[field] for field in RunState._fields), strict=True)))
             self._results = np.concatenate([[0], np.cumsum(index["results"], dtype=np.int64)])
             self._layers = np.concatenate([[0], np.cumsum(index["layers"], dtype=np.int64)])
 
@@ -118,8 +119,7 @@ def _read(directory: Path, names: list[str], states: Mapping[str, RunState], stu
     layers = [list(layer_rows(record)) for record in records]
     index = {
         "run": names,
-        "modified_ns": [states[name].modified_ns for name in names],
-        "size": [states[name].size for name in names],
+        **{field: [getattr(states[name], field) for name in names] for field in RunState._fields},
         "results": [len(rows) for rows in results],
         "layers": [len(rows) for rows in layers],
     }

@@ -13,10 +13,19 @@ __all__ = ["RunState", "finished_states", "imported_path", "run_folders"]
 
 
 class RunState(NamedTuple):
-    """What changes when a record is written: the time in nanoseconds, the size in bytes."""
+    """What changes when a record is written: the time, the size in bytes, and which file it is.
+
+    The time alone does not tell: a kernel's clock ticks a few hundred times a second.
+    """
 
     modified_ns: int
     size: int
+    inode: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> RunState:
+        """The state of a file."""
+        return cls(status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def imported_path(directory: Path) -> Path:
@@ -47,7 +56,7 @@ def finished_states(directory: Path) -> dict[str, RunState]:
             status = os.stat(f"{runs}/{name}/result.json")  # noqa: PTH116
         except FileNotFoundError:
             continue
-        states[name] = RunState(status.st_mtime_ns, status.st_size)
+        states[name] = RunState.of(status)
     return states
 
 

@@ -131,9 +131,8 @@ def _study_name(directory: Path) -> str | None:
 def _fingerprint(states: Mapping[str, RunState], imported: Path, study: str | None) -> bytes:
     digest = hashlib.sha256(f"{_VERSION} {study}\n".encode())
     if imported.exists():
-        status = imported.stat()
-        states = {**states, imported.name: RunState(status.st_mtime_ns, status.st_size)}
-    digest.update("".join(f"{name} {state.modified_ns} {state.size}\n" for name, state in states.items()).encode())
+        states = {**states, imported.name: RunState.of(imported.stat())}
+    digest.update("".join(f"{name} {state.modified_ns} {state.size} {state.inode}\n" for name, state in states.items()).encode())
     return digest.hexdigest().encode()
 
 
