@@ -131,6 +131,8 @@ def test_study_report_and_query(ask: Ask, study: Path, tmp_path: Path) -> None:
     assert answer.out == "4 runs planned: 0 finished now, 4 were done already; results: out\n"
     answer = ask("sql", "out", "select method, count(*) as n from results where split = 'test' group by method order by method")
     assert [line.split() for line in answer.out.splitlines()] == [["method", "n"], ["dense", "4"], ["magnitude", "4"]]
+    assert ask("export", "out", "rows.csv") == Answer(0, "rows.csv: 16 rows\n", "")
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == 17
     answer = ask("report", "out")
     assert (answer.status, answer.err) == (0, "")
     assert "magnitude" in answer.out
@@ -178,6 +180,7 @@ def test_lists_have_a_line_each(ask: Ask, what: str, known: str) -> None:
         (["report"], ["Write the page", "Example: sparsebench report runs/quickstart"]),
         (["list"], ["Print what exists", "Example: sparsebench list methods"]),
         (["sql"], ["Query the table over all runs", "Example: sparsebench sql runs/quickstart", "results"]),
+        (["export"], ["Write a table over all runs", "Example: sparsebench export runs/quickstart", "--table"]),
         (["study"], ["Studies: many runs from one file", "run"]),
         ([], ["Make neural networks sparse while they train", "train", "study", "report", "list", "sql"]),
     ],
@@ -231,6 +234,7 @@ MAGNITUDE = ["train", "digits", "--method", "magnitude", "--steps", "5", "--out"
         (["report", "none"], ["no such results folder: none"]),
         (["sql", "none", "select 1"], ["no such results folder: none"]),
         (["sql", "none"], ["statement"]),
+        (["export", "none", "rows.csv"], ["no such results folder: none"]),
     ],
 )
 def test_mistake_is_one_line_and_leaves_nothing(ask: Ask, tmp_path: Path, arguments: list[str], words: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: train, study run, import, report, list, sql, compress, inspect, decompress."""
+"""The command line: train, study, import, report, list, sql, export, compress, inspect, decompress."""
 
 from __future__ import annotations
 
@@ -209,6 +209,22 @@ def sql(
     from sparsebench.records.query import query
 
     terminal.print_frame(query(directory, statement))
+
+
+@app.command()
+def export(
+    directory: Directory,
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write: .csv, .csv.gz or .parquet.")],
+    table: Annotated[str, typer.Option(help="results, layers or published.")] = "results",
+) -> None:
+    """Write a table over all runs as CSV or Parquet.
+
+    Example: sparsebench export runs/quickstart quickstart.csv
+    """
+    from sparsebench.records.export import export as write
+
+    rows = write(directory, target, table)
+    terminal.say(f"{target}: {rows:,} rows")
 
 
 @app.command()

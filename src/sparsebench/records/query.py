@@ -6,11 +6,10 @@ from pathlib import Path
 
 import duckdb
 import pandas as pd
-import pyarrow as pa
 from pyarrow.dataset import dataset
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.published.values import published_values
+from sparsebench.records.published.values import published_table
 from sparsebench.records.table import open_tables
 
 __all__ = ["query"]
@@ -35,7 +34,7 @@ def query(directory: Path, sql: str) -> pd.DataFrame:
     with duckdb.connect() as connection:
         for name, path in (("results", tables.results), ("layers", tables.layers)):
             connection.register(name, dataset(path))  # duckdb itself would read a * in the path as a pattern
-        connection.register("published", pa.Table.from_pylist([value.model_dump() for value in published_values()]))
+        connection.register("published", published_table())
         try:
             relation = connection.sql(sql)
             if relation is None:

@@ -6,10 +6,11 @@ import functools
 from importlib import resources
 from typing import Annotated, Any
 
+import pyarrow as pa
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["PublishedValue", "published_values"]
+__all__ = ["PublishedValue", "published_table", "published_values"]
 
 
 class PublishedValue(BaseModel):
@@ -73,3 +74,8 @@ def published_values() -> tuple[PublishedValue, ...]:
         for table in reference["tables"]
         for sparsity, low, *high in table["values"]
     )
+
+
+def published_table() -> pa.Table:
+    """All published values as a table with a column for each attribute."""
+    return pa.Table.from_pylist([value.model_dump() for value in published_values()])
