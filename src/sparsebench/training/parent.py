@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from sparsebench.storage import load_compressed
 from sparsebench.training.config import RunConfig
 from sparsebench.workloads.workload import Workload
 
-__all__ = ["inherit", "new_weights"]
+__all__ = ["ancestors", "inherit", "new_weights"]
 
 
 def new_weights(workload: Workload, seed: int, *purpose: str) -> dict[str, torch.Tensor]:
@@ -49,10 +50,11 @@ def inherit(config: RunConfig, folder: RunFolder, workload: Workload, network: n
     """
     if config.parent is None:
         return None
-    parent = _folder(folder, config.parent.run_id)
+    runs = folder.path.parent
+    parent = _folder(runs, config)
 
     def earlier(step: int) -> Mapping[str, torch.Tensor]:
-        first, held = _first(folder, config)
+        *_, (first, held) = _line(config, runs)
         if step == 0:
             return new_weights(workload, first.seed)
         if first.keep_weights_at != step:
@@ -66,16 +68,29 @@ def inherit(config: RunConfig, folder: RunFolder, workload: Workload, network: n
     )
 
 
-def _first(folder: RunFolder, config: RunConfig) -> tuple[RunConfig, RunFolder]:
-    """The run at the beginning of a chain of parents."""
+def ancestors(config: RunConfig, runs: Path) -> tuple[RunFolder, ...]:
+    """The finished runs whose files the run of a configuration reads: its parent, the parent's parent, and so on.
+
+    Args:
+        config: The configuration.
+        runs: The folder in which run folders lie side by side.
+
+    Raises:
+        SparsebenchError: One is not finished.
+    """
+    return tuple(folder for _, folder in _line(config, runs))
+
+
+def _line(config: RunConfig, runs: Path) -> Iterator[tuple[RunConfig, RunFolder]]:
     while config.parent is not None:
-        found = _folder(folder, config.parent.run_id)
+        found = _folder(runs, config)
         config = RunConfig.model_validate(found.read_result().config)
-    return config, found
+        yield config, found
 
 
-def _folder(folder: RunFolder, run_id: str) -> RunFolder:
-    parent = RunFolder(folder.path.parent / run_id)
+def _folder(runs: Path, config: RunConfig) -> RunFolder:
+    assert config.parent is not None
+    parent = RunFolder(runs / config.parent.run_id)
     if parent.status() != "finished":
-        raise SparsebenchError(f"{folder.path.name} goes on from the run {run_id}, which is not finished in {folder.path.parent}")
+        raise SparsebenchError(f"{config.run_id} goes on from the run {parent.path.name}, which is not finished in {runs}")
     return parent

@@ -17,7 +17,7 @@ from sparsebench.training.config import RunConfig
 from sparsebench.training.loop import Progress
 from sparsebench.training.run import train_claimed
 
-__all__ = ["MOST_DEATHS", "DiskFullError", "Done", "Executor", "Outcome", "ended_elsewhere", "give_up", "run_one"]
+__all__ = ["MOST_DEATHS", "DiskFullError", "Done", "Executor", "Outcome", "disk_is_full", "ended_elsewhere", "give_up", "run_one"]
 
 MOST_DEATHS = 3  # of its worker, before a run is taken for the cause
 
@@ -99,7 +99,7 @@ def run_one(config: dict[str, Any], directory: str, checkpoint_seconds: float, c
         except Exception as error:  # whatever a run raises is that run's failure, and the others go on
             line = str(error) if isinstance(error, SparsebenchError) else f"{type(error).__name__}: {error}"
             reason = line.strip().partition("\n")[0]
-            if _disk_is_full(error):
+            if disk_is_full(error):
                 raise DiskFullError(reason) from error
             return _fail(folder, reason, traceback.format_exc())
     return Outcome(checked.run_id, "finished")
@@ -118,10 +118,10 @@ def _fail(folder: RunFolder, reason: str, details: str) -> Outcome:
     return Outcome(folder.path.name, "failed", reason)
 
 
-def _disk_is_full(error: BaseException | None) -> bool:
+def disk_is_full(error: BaseException | None) -> bool:
     """Whether an error, or what it comes from, says so."""
     if error is None:
         return False
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return _disk_is_full(error.__cause__) or (error.__cause__ is not error.__context__ and _disk_is_full(error.__context__))
+    return disk_is_full(error.__cause__) or (error.__cause__ is not error.__context__ and disk_is_full(error.__context__))
