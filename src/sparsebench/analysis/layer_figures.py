@@ -15,7 +15,7 @@ from sparsebench.analysis.palette import style
 from sparsebench.analysis.panels import Panel
 from sparsebench.analysis.wording import asked, count, measured
 
-__all__ = ["LayerSparsity", "layer_figures", "layer_panel", "layer_sparsities"]
+__all__ = ["LayerSparsity", "layer_figures", "layer_panel", "layer_sparsities", "rows_of"]
 
 _LONGEST_LABEL = 34  # letters of a layer's name that a phone has room for
 _LABEL_HEIGHT = 22  # pixels of a row's label
@@ -31,6 +31,15 @@ class LayerSparsity:
     sparsity: float
 
 
+def rows_of(layers: pd.DataFrame, point: Point) -> pd.DataFrame:
+    """The rows of the table `layers` that are a point's, of all its seeds."""
+    own: pd.DataFrame = layers[(layers["configuration"] == point.configuration) & (layers["method"] == point.method)]
+    own = own[own["seed"].isin(point.seeds)]
+    for column, wanted in (("threshold", point.threshold), ("target_sparsity", point.target_sparsity)):
+        own = own[own[column].isna() if wanted is None else own[column] == wanted]
+    return own
+
+
 def layer_sparsities(layers: pd.DataFrame, point: Point) -> tuple[LayerSparsity, ...]:
     """The layers of a point, in the order of the network.
 
@@ -41,10 +50,7 @@ def layer_sparsities(layers: pd.DataFrame, point: Point) -> tuple[LayerSparsity,
     Returns:
         Its layers; empty where the runs left no layer table.
     """
-    own = layers[(layers["configuration"] == point.configuration) & (layers["method"] == point.method)]
-    own = own[own["seed"].isin(point.seeds)]
-    for column, wanted in (("threshold", point.threshold), ("target_sparsity", point.target_sparsity)):
-        own = own[own[column].isna() if wanted is None else own[column] == wanted]
+    own = rows_of(layers, point)
     means = own.groupby(["position", "layer"], sort=True).agg(weights=("weights", "first"), sparsity=("sparsity", "mean"))
     return tuple(
         LayerSparsity(str(layer), int(weights), float(sparsity))

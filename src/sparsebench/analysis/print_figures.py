@@ -24,6 +24,7 @@ _SIZE = (6.4, 4.0)  # inches: across a page, or the width of a slide's half
 _POINTS_PER_PIXEL = 0.6
 _LEGEND_LETTERS = 110  # of a line
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}
+_ALIGNED = {"top": "top", "middle": "center"}
 _MARKERS = {  # Matplotlib's names for Plotly's symbols; what it lacks is drawn by its number of corners
     "line-ew": "_",
     "circle": "o",
@@ -106,7 +107,9 @@ def _draw(canvas: Any, figure: Mapping[str, Any]) -> None:
         if shape["type"] == "line":
             _draw_line(parts["y"], shape)
     for note in layout.get("annotations") or ():
-        parts["y"].annotate(_plain(note["text"]), (0.0, note["y"]), xycoords=("axes fraction", "data"), fontsize=6, va="top")
+        parts["y"].annotate(
+            _plain(note["text"]), (0.0, note["y"]), xycoords=("axes fraction", "data"), fontsize=6, va=_ALIGNED[note["yanchor"]]
+        )
     handles, labels = parts["y"].get_legend_handles_labels()
     if labels:
         canvas.legend(handles, labels, loc="outside upper left", ncols=_columns(labels), fontsize=7, frameon=False)
@@ -118,6 +121,9 @@ def _columns(labels: Iterable[str]) -> int:
 
 
 def _draw_trace(part: Any, trace: Mapping[str, Any]) -> None:
+    if trace["type"] == "heatmap":
+        _draw_cells(part, trace)
+        return
     x, y = _numbers(trace.get("x")), _numbers(trace.get("y"))
     line, marker = trace.get("line") or {}, trace.get("marker") or {}
     if trace.get("fill") == "toself":
@@ -147,6 +153,13 @@ def _draw_trace(part: Any, trace: Mapping[str, Any]) -> None:
         part.errorbar(x, y, yerr=bars, capsize=2, elinewidth=0.8, **look)
     else:
         part.plot(x, y, **look)
+
+
+def _draw_cells(part: Any, trace: Mapping[str, Any]) -> None:
+    rows = [_numbers(row) for row in trace["z"]]
+    cells = part.imshow(rows, aspect="auto", cmap="cividis", vmin=trace["zmin"], vmax=trace["zmax"])
+    part.set_xticks(range(len(rows[0])))
+    part.figure.colorbar(cells, ax=part, label=_plain(trace["colorbar"]["title"]["text"]))
 
 
 def _numbers(values: Iterable[Any] | None) -> list[float]:

@@ -11,6 +11,7 @@ from sparsebench.analysis.budget_figures import budget_panel
 from sparsebench.analysis.cost_figures import cost_panel
 from sparsebench.analysis.figures import TradeOff, trade_off
 from sparsebench.analysis.frontiers import Frontiers
+from sparsebench.analysis.head_figures import head_panel
 from sparsebench.analysis.layer_figures import layer_panel
 from sparsebench.analysis.mask_figures import mask_panel
 from sparsebench.analysis.method_costs import method_costs
@@ -51,13 +52,14 @@ def study_figures(data: StudyData, frontiers: Frontiers) -> StudyFigures:
     published = published_curves(data.note.workload, data.metric)
     panels = (
         layer_panel(frontiers, data.layers),
+        head_panel(frontiers, data.layers),
         training_panel(data, frontiers),
         mask_panel(frontiers, data.metric),
         sensitivity_panel(frontiers, data.metric),
         budget_panel(frontiers, data.metric),
     )
     curves = trade_off(frontiers, data.metric, published, count_weights(data.layers))
-    return StudyFigures(curves, panels, cost_panel(method_costs(data.results)))
+    return StudyFigures(curves, tuple(panel for panel in panels if panel is not None), cost_panel(method_costs(data.results)))
 
 
 def named_figures(panels: tuple[Panel, ...]) -> dict[str, go.Figure]:

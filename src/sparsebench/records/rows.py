@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,6 +51,7 @@ LAYERS_SCHEMA = pa.schema(
         ("weights", pa.int64()),
         ("zeros", pa.int64()),
         ("sparsity", pa.float64()),
+        ("head_zeros", pa.string()),  # JSON: the zeros of each attention head, where heads share the tensor in equal parts
     ]
 )
 
@@ -108,4 +110,5 @@ def layer_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
                 "weights": layer.weights,
                 "zeros": layer.zeros,
                 "sparsity": layer.zeros / layer.weights if layer.weights else 0.0,
+                "head_zeros": json.dumps(layer.head_zeros) if layer.head_zeros else None,
             }
