@@ -67,6 +67,27 @@ def test_every_axis_has_sqls_places(data):
             assert all(axis.all[0] - 1e-9 <= place <= axis.all[1] + 1e-9 for place in known)
 
 
+def test_bytes_are_an_axis_where_runs_kept_their_networks(tmp_path):
+    directory = write(tmp_path, small_study(), [0.8, 0.9])
+    for number, folder in enumerate(sorted((directory / "runs").iterdir())):
+        (folder / "model.safetensors").write_bytes(bytes(1000 + 7 * number))
+    data = load_study(directory)
+    frontiers = find_frontiers(data)
+    curves = trade_off(frontiers, "accuracy")
+    assert [axis.key for axis in curves.axes] == ["sparsity", "bytes"]
+    line = next(trace for trace in curves.figure.data if trace.name == "magnitude" and trace.mode == "lines+markers")
+    for place, point in zip(line.meta["bytes"], frontiers.chosen["magnitude"], strict=True):
+        said = query(
+            directory,
+            f"select avg(file_bytes) as bytes from results where configuration = '{point.configuration}' "
+            "and split = 'test' and metric = 'accuracy'",
+        )
+        assert place == pytest.approx(said["bytes"][0], rel=1e-4)
+    # Its best network at 90 % is that of the first threshold, which its runs kept; the one at 80 % is nowhere.
+    line = next(trace for trace in curves.figure.data if trace.name == "variational-dropout" and trace.mode == "lines+markers")
+    assert [place is None for place in line.meta["bytes"]] == [True, False]
+
+
 def test_layers_are_means_over_the_seeds_of_the_chosen_point(data):
     frontiers = find_frontiers(data)
     for method, chosen in frontiers.chosen.items():

@@ -74,6 +74,8 @@ def test_results_have_a_row_for_each_evaluation_split_and_metric(tmp_path: Path)
     one, other = record(), record(1, "variational-dropout", (3.0, 1.0), peak_memory_bytes=None, training_multiply_adds=None)
     write(tmp_path, one, other)
     (tmp_path / "study.json").write_text(json.dumps({"name": "mine"}))
+    for run in (one, other):
+        RunFolder(tmp_path / "runs" / run.run_id).model_path.write_bytes(b"small")
     rows = pq.read_table(open_tables(tmp_path).results).to_pylist()
     assert len(rows) == 4 + 8
     found = {(row["run_id"], row["threshold"], row["split"], row["metric"]): row for row in rows}
@@ -100,6 +102,7 @@ def test_results_have_a_row_for_each_evaluation_split_and_metric(tmp_path: Path)
         "peak_memory_bytes": 1000,
         "inference_cost": 0.25,
         "training_cost": 0.75,
+        "file_bytes": 5,
         "config": '{"method":"magnitude","parameters":{"sparsity":0.9},"seed":0}',
     }
     assert found[other.run_id, 1.0, "validation", "loss"]["value"] == 0.5
@@ -107,6 +110,8 @@ def test_results_have_a_row_for_each_evaluation_split_and_metric(tmp_path: Path)
     assert found[other.run_id, 1.0, "validation", "loss"]["peak_memory_bytes"] is None
     assert found[other.run_id, 1.0, "validation", "loss"]["training_cost"] is None
     assert found[other.run_id, 3.0, "test", "accuracy"]["target_sparsity"] is None
+    # A run of variational dropout leaves the network of its first threshold.
+    assert {row["threshold"]: row["file_bytes"] for row in rows if row["run_id"] == other.run_id} == {3.0: 5, 1.0: None}
 
 
 def test_columns_have_the_promised_types(tmp_path: Path) -> None:
@@ -370,5 +375,5 @@ def test_lock_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 def test_schema_of_the_tables_is_what_the_rows_hold() -> None:
-    assert set(RESULTS_SCHEMA.names) == set(next(result_rows(record(), None)))
+    assert set(RESULTS_SCHEMA.names) == set(next(result_rows(record(), None, None)))
     assert set(LAYERS_SCHEMA.names) == set(next(layer_rows(record())))

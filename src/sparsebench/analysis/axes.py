@@ -1,4 +1,4 @@
-"""What a trade-off can be drawn against: sparsity, weights that are left, arithmetic of inference and of training."""
+"""What a trade-off can be drawn against: sparsity, weights that are left, arithmetic of inference and of training, bytes."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def axes(frontiers: Frontiers, weights: int | None) -> tuple[Axis, ...]:
     others: list[tuple[str, str, Callable[[Point], float | None]]] = [
         ("inference", "multiply-adds of inference, 1 = dense", lambda point: point.inference_cost),
         ("training", "multiply-adds of training, 1 = dense", lambda point: point.training_cost),
+        ("bytes", "bytes of the compressed checkpoint", lambda point: point.file_bytes),
     ]
     if weights is not None:
         others.insert(0, ("weights", "non-zero weights", lambda point: _kept(point, weights)))

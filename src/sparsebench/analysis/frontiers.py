@@ -53,6 +53,7 @@ class Point:
         inference_cost: Multiply-adds of the non-zero weights for one example, as a multiple of the dense network's; the mean over
             seeds, None where unknown.
         training_cost: Those of the training, likewise.
+        file_bytes: The size of the network as a compressed checkpoint, the mean over seeds; None where no run kept this network.
     """
 
     method: str
@@ -67,6 +68,7 @@ class Point:
     values: tuple[float, ...] = field(default=(), compare=False, repr=False)
     inference_cost: float | None = field(default=None, compare=False)
     training_cost: float | None = field(default=None, compare=False)
+    file_bytes: float | None = field(default=None, compare=False)
 
     @property
     def by_seed(self) -> dict[int, float]:
@@ -112,6 +114,7 @@ class _Evaluation(NamedTuple):
     value: float
     inference_cost: float | None
     training_cost: float | None
+    file_bytes: float | None
 
 
 _Key = tuple[str, str, float | None, float | None]
@@ -148,6 +151,7 @@ def find_points(data: StudyData) -> tuple[tuple[Point, ...], int]:
         "run_id",
         "inference_cost",
         "training_cost",
+        "file_bytes",
     )
     for method, configuration, target, threshold, seed, split, sparsity, value, config, run_id, *costs in zip(
         *(table[column] for column in columns), strict=True
@@ -180,6 +184,7 @@ def find_points(data: StudyData) -> tuple[tuple[Point, ...], int]:
                     values=tuple(splits["test"].value for splits in complete.values()),
                     inference_cost=_mean_or_none(splits["test"].inference_cost for splits in complete.values()),
                     training_cost=_mean_or_none(splits["test"].training_cost for splits in complete.values()),
+                    file_bytes=_mean_or_none(splits["test"].file_bytes for splits in complete.values()),
                 )
             )
     return tuple(points), incomplete

@@ -114,8 +114,10 @@ class _Kept:
 
 
 def _read(directory: Path, names: list[str], states: Mapping[str, RunState], study: str | None) -> Compacted:
-    records = [RunFolder.of(directory, name).read_result() for name in names]
-    results = [list(result_rows(record, study)) for record in records]
+    folders = [RunFolder.of(directory, name) for name in names]
+    records = [folder.read_result() for folder in folders]
+    sizes = [folder.model_path.stat().st_size if folder.model_path.exists() else None for folder in folders]
+    results = [list(result_rows(record, study, size)) for record, size in zip(records, sizes, strict=True)]
     layers = [list(layer_rows(record)) for record in records]
     index = {
         "run": names,

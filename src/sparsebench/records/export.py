@@ -41,8 +41,15 @@ def export(directory: Path, target: Path, table: str = "results") -> int:
         SparsebenchError: The ending or the table is none of these, the folder holds no results, or the file cannot be written.
 
     Example:
-        >>> export(Path("runs/quickstart"), Path("quickstart.csv"))  # doctest: +SKIP
-        504
+        >>> import tempfile
+        >>> from sparsebench.training import run
+        >>> from sparsebench.training.config import resolve
+        >>> from sparsebench.records.run_folder import RunFolder
+        >>> results = Path(tempfile.mkdtemp())
+        >>> config = resolve("digits", "dense", {}, {"steps": 10})
+        >>> record = run.train(config, RunFolder.of(results, config.run_id))
+        >>> export(results, results / "results.csv")  # two splits, two metrics
+        4
     """
     ending = next((one for one in reversed(ENDINGS) if target.name.endswith(one)), None)
     if ending is None:

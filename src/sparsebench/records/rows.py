@@ -34,6 +34,7 @@ RESULTS_SCHEMA = pa.schema(
         ("peak_memory_bytes", pa.int64()),
         ("inference_cost", pa.float64()),  # multiply-adds as multiples of the dense network's, and of its training: theoretical
         ("training_cost", pa.float64()),
+        ("file_bytes", pa.int64()),  # of the run's compressed checkpoint, at the evaluation whose network it holds: the first
         ("config", pa.string()),
     ]
 )
@@ -56,8 +57,14 @@ LAYERS_SCHEMA = pa.schema(
 )
 
 
-def result_rows(record: RunRecord, study: str | None) -> Iterator[dict[str, Any]]:
-    """The rows of a run in the table `results`."""
+def result_rows(record: RunRecord, study: str | None, file_bytes: int | None) -> Iterator[dict[str, Any]]:
+    """The rows of a run in the table `results`.
+
+    Args:
+        record: The run.
+        study: The study's name.
+        file_bytes: The size of its compressed checkpoint; None where there is none.
+    """
     shared = {
         "run_id": record.run_id,
         "study": study,
@@ -73,7 +80,7 @@ def result_rows(record: RunRecord, study: str | None) -> Iterator[dict[str, Any]
         "training_cost": _ratio(record.training_multiply_adds, record.dense_training_multiply_adds),
         "config": canonical_json(record.config),
     }
-    for point in record.points:
+    for number, point in enumerate(record.points):
         for split, metrics in point.metrics.items():
             for metric, value in metrics.items():
                 yield shared | {
@@ -81,6 +88,7 @@ def result_rows(record: RunRecord, study: str | None) -> Iterator[dict[str, Any]
                     "sparsity": point.sparsity,
                     "threshold": point.threshold,
                     "inference_cost": _ratio(point.multiply_adds, record.dense_multiply_adds),
+                    "file_bytes": file_bytes if number == 0 else None,
                     "split": split,
                     "metric": metric,
                     "primary_metric": metric == record.metric,

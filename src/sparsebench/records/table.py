@@ -20,7 +20,7 @@ from sparsebench.records.run_states import RunState, finished_states, imported_p
 
 __all__ = ["Tables", "open_tables", "read_imported"]
 
-_VERSION = 5  # of the tables: those that another release wrote are made again
+_VERSION = 6  # of the tables: those that another release wrote are made again
 _FINGERPRINT = b"sparsebench.fingerprint"
 _STUDY = b"sparsebench.study"
 
