@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from executor_runs import outcomes_of, weights
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
@@ -66,22 +67,6 @@ def configurations(steps: int, seeds: int) -> list[RunConfig]:
     return [resolve("digits", "dense", {}, {"steps": steps}, seed) for seed in range(seeds)]
 
 
-def run(executor: Any, directory: Path, configs: list[RunConfig]) -> dict[str, Outcome]:
-    outcomes: dict[str, Outcome] = {}
-
-    def done(outcome: Outcome) -> None:
-        assert outcome.run_id not in outcomes
-        outcomes[outcome.run_id] = outcome
-
-    executor.run(configs, directory, done)
-    assert set(outcomes) == {config.run_id for config in configs}
-    return outcomes
-
-
-def weights(directory: Path) -> dict[str, str]:
-    return {path.name: RunFolder(path).read_result().weights_sha256 for path in (directory / "runs").iterdir() if path.is_dir()}
-
-
 def files(directory: Path) -> dict[str, list[str]]:
     return {path.name: sorted(file.name for file in path.iterdir()) for path in (directory / "runs").iterdir() if path.is_dir()}
 
@@ -104,7 +89,7 @@ def test_failures_and_held_runs_are_told_and_the_others_go_on(cluster: Any, tmp_
         assert ours
         # A lock of this process would be ours again in the same thread.
         found: list[dict[str, Outcome]] = []
-        thread = threading.Thread(target=lambda: found.append(run(RayTasks(), tmp_path, [diverging, held, free])))
+        thread = threading.Thread(target=lambda: found.append(outcomes_of(RayTasks(), tmp_path, [diverging, held, free])))
         thread.start()
         thread.join()
     assert {name: outcome.status for name, outcome in found[0].items()} == {
@@ -119,7 +104,7 @@ def test_failures_and_held_runs_are_told_and_the_others_go_on(cluster: Any, tmp_
 
 def test_run_beyond_its_limit_fails_alone(cluster: Any, tmp_path: Path) -> None:
     endless, short = resolve("digits", "dense", {}, {"steps": 10_000_000}), configurations(20, 1)[0]
-    outcomes = run(RayTasks(run_timeout=20.0), tmp_path, [endless, short])
+    outcomes = outcomes_of(RayTasks(run_timeout=20.0), tmp_path, [endless, short])
     assert "took longer than 20 s" in outcomes[endless.run_id].reason
     assert outcomes[short.run_id].status == "finished"
 
@@ -131,15 +116,15 @@ def test_full_disk_of_the_driver_stops_the_study(cluster: Any, tmp_path: Path, m
     monkeypatch.setattr(ray_tasks, "_write", full)
     config = configurations(20, 1)[0]
     with pytest.raises(DiskFullError, match="No space left on device"):
-        run(RayTasks(), tmp_path, [config])
+        outcomes_of(RayTasks(), tmp_path, [config])
     monkeypatch.undo()
-    assert run(RayTasks(), tmp_path, [config])[config.run_id].status == "finished"
+    assert outcomes_of(RayTasks(), tmp_path, [config])[config.run_id].status == "finished"
 
 
 def test_killed_node_loses_no_run(cluster: Any, tmp_path: Path) -> None:
     configs = configurations(500, 4)
     outcomes: dict[str, Outcome] = {}
-    trained = threading.Thread(target=lambda: outcomes.update(run(RayTasks(), tmp_path / "ray", configs)))
+    trained = threading.Thread(target=lambda: outcomes.update(outcomes_of(RayTasks(), tmp_path / "ray", configs)))
     trained.start()
     while len(list((tmp_path / "ray" / "runs").glob("*/config.json"))) < 2:
         time.sleep(0.05)
@@ -147,14 +132,14 @@ def test_killed_node_loses_no_run(cluster: Any, tmp_path: Path) -> None:
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     trained.join()
     assert {outcome.status for outcome in outcomes.values()} == {"finished"}
-    run(LocalProcesses(2), tmp_path / "local", configs)
+    outcomes_of(LocalProcesses(2), tmp_path / "local", configs)
     assert weights(tmp_path / "ray") == weights(tmp_path / "local")
 
 
 def test_run_whose_worker_dies_each_time_has_failed(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_tasks, "_train", lambda *_: os._exit(1))
     config = configurations(20, 1)[0]
-    assert run(RayTasks(), tmp_path, [config])[config.run_id].status == "failed"
+    assert outcomes_of(RayTasks(), tmp_path, [config])[config.run_id].status == "failed"
     assert "died each time" in RunFolder.of(tmp_path, config.run_id).read_failure()
 
 
@@ -164,7 +149,7 @@ def test_node_that_cannot_train_is_named(cluster: Any, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(ray_tasks, "_train", lacking)
     with pytest.raises(SparsebenchError, match=r"^a node of the Ray cluster cannot train: ModuleNotFoundError: No module"):
-        run(RayTasks(), tmp_path, configurations(20, 1))
+        outcomes_of(RayTasks(), tmp_path, configurations(20, 1))
 
 
 @pytest.mark.parametrize(("field", "value"), [("gpus", -1.0), ("gpus", float("inf")), ("run_timeout", 0.0)])

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from executor_runs import outcomes_of, weights
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
-from sparsebench.studies.executors.executor import Outcome
 from sparsebench.studies.executors.local import LocalProcesses
 from sparsebench.studies.executors.slurm import SlurmJobs
 from sparsebench.training.config import RunConfig, resolve
@@ -29,32 +29,15 @@ CONFIGS = [resolve("digits", "dense", {}, {"steps": 20}, seed) for seed in range
 HASHES: dict[str, str] = {}
 
 
-def run(executor: Any, directory: Path, configs: list[RunConfig] = CONFIGS) -> dict[str, Outcome]:
-    outcomes: dict[str, Outcome] = {}
-
-    def done(outcome: Outcome) -> None:
-        assert outcome.run_id not in outcomes
-        outcomes[outcome.run_id] = outcome
-
-    executor.run(configs, directory, done)
-    assert set(outcomes) == {config.run_id for config in configs}
-    return outcomes
-
-
-def weights(directory: Path) -> dict[str, str]:
-    folders = [RunFolder(directory / "runs" / config.run_id) for config in CONFIGS]
-    return {folder.path.name: folder.read_result().weights_sha256 for folder in folders}
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     directory = tmp_path_factory.mktemp("local")
-    run(LocalProcesses(workers=1), directory)
+    outcomes_of(LocalProcesses(workers=1), directory, CONFIGS)
     return weights(directory)
 
 
 def test_debug_mode_trains_in_one_job_what_is_asked_for(tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    outcomes = run(SlurmJobs(jobs=1, cluster="debug"), tmp_path)
+    outcomes = outcomes_of(SlurmJobs(jobs=1, cluster="debug"), tmp_path, CONFIGS)
     assert {outcome.status for outcome in outcomes.values()} == {"finished"}
     assert weights(tmp_path) == undisturbed
 
@@ -62,7 +45,7 @@ def test_debug_mode_trains_in_one_job_what_is_asked_for(tmp_path: Path, undistur
 @pytest.mark.slow
 def test_two_jobs_share_the_runs_and_a_failed_one_is_told(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     diverging = resolve("digits", "dense", {}, {"steps": 20, "learning_rate": 1e30})
-    outcomes = run(SlurmJobs(jobs=2, cluster="local"), tmp_path, [*CONFIGS, diverging])
+    outcomes = outcomes_of(SlurmJobs(jobs=2, cluster="local"), tmp_path, [*CONFIGS, diverging])
     assert [outcomes[config.run_id].status for config in CONFIGS] == ["finished"] * 3
     assert outcomes[diverging.run_id].status == "failed"
     assert "the training diverged" in outcomes[diverging.run_id].reason
@@ -86,7 +69,7 @@ def test_jobs_that_are_killed_are_submitted_again(
         return jobs
 
     monkeypatch.setattr(SlurmJobs, "_submit", killing)
-    outcomes = run(SlurmJobs(jobs=1, cluster="local"), tmp_path)
+    outcomes = outcomes_of(SlurmJobs(jobs=1, cluster="local"), tmp_path, CONFIGS)
     assert {outcome.status for outcome in outcomes.values()} == {"finished"}
     assert len(submitted) >= 2
     assert weights(tmp_path) == undisturbed
@@ -98,7 +81,7 @@ def test_jobs_that_never_train_end_the_study_with_a_reason(tmp_path: Path, monke
             return True
 
     monkeypatch.setattr(SlurmJobs, "_submit", lambda *_: [Job()])
-    outcomes = run(SlurmJobs(jobs=2), tmp_path)
+    outcomes = outcomes_of(SlurmJobs(jobs=2), tmp_path, CONFIGS)
     reason = f"3 arrays of jobs ended without it; their logs are in {tmp_path}/slurm"
     assert {(outcome.status, outcome.reason) for outcome in outcomes.values()} == {("failed", reason)}
     assert RunFolder(tmp_path / "runs" / CONFIGS[0].run_id).read_failure() == reason
@@ -112,11 +95,11 @@ def test_what_another_driver_holds_is_told_and_not_waited_for(tmp_path: Path, mo
     monkeypatch.setattr(SlurmJobs, "_submit", lambda *_: [Job()])
     executor = SlurmJobs(jobs=1)
     with RunFolder(tmp_path / "runs" / CONFIGS[0].run_id, executor.claims).claim():
-        assert run(executor, tmp_path, CONFIGS[:1])[CONFIGS[0].run_id].status == "held"
+        assert outcomes_of(executor, tmp_path, CONFIGS[:1])[CONFIGS[0].run_id].status == "held"
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(SparsebenchError, match=r"jobs=0: expected at least 1"):
         SlurmJobs(jobs=0)
     with pytest.raises(SparsebenchError, match=r"^submitit: "):
-        run(SlurmJobs(jobs=1, cluster="local", parameters={"partitoin": "gpu"}), tmp_path)
+        outcomes_of(SlurmJobs(jobs=1, cluster="local", parameters={"partitoin": "gpu"}), tmp_path, CONFIGS)
