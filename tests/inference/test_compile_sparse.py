@@ -277,6 +277,70 @@ class Reader(nn.Module):
         return F.relu(y) + y
 
 
+class WithMethod(nn.Module):
+    """Someone may call a part of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Sequential(nn.Linear(9, 9), nn.ReLU()), nn.Linear(9, 9)
+
+    def features(self, x):
+        return self.first(x)
+
+    def forward(self, x):
+        return F.relu(self.second(self.features(x)))
+
+
+class Asked(nn.Module):
+    """Its attributes are read by the module around it."""
+
+    half = 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.factor = nn.Linear(9, 9), 3.0
+
+    def forward(self, x):
+        return F.relu(self.layer(x))
+
+
+class Asking(nn.Module):
+    """Cannot be traced itself: it takes two arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Asked()
+
+    def forward(self, x, more=None):
+        return self.part(x) * self.part.factor * self.part.half + self.part.layer.weight.sum()
+
+
+@pytest.mark.usefixtures("all_sparse")
+def test_methods_and_attributes_stay():
+    model, x = pruned(WithMethod(), 0.5), torch.randn(4, 9)
+    compiled = compile_sparse(model, x)
+    assert type(compiled) is WithMethod
+    assert_same(compiled, model, x)
+    torch.testing.assert_close(compiled.features(x), model.features(x).detach(), rtol=1e-4, atol=1e-4)
+    assert [choice.name for choice in compiled.sparse_choices] == ["first.0", "second"]
+
+    model = pruned(Asking(), 0.5)
+    compiled = compile_sparse(model, x)
+    assert_same(compiled, model, x)
+    assert compiled.part.layer.rectify
+    again = pickle.loads(pickle.dumps(copy.deepcopy(compiled)))
+    assert torch.equal(again(x), compiled(x))
+    assert (again.part.factor, again.part.half) == (3.0, 0.5)
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = compiled.part.nothing_like_it
+
+
+@pytest.mark.usefixtures("all_sparse")
+def test_mistakes_in_the_example_are_shown():
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        compile_sparse(nn.Sequential(nn.Linear(3, 3), nn.ReLU()), torch.randn(2, 4))
+
+
 @pytest.mark.usefixtures("all_sparse")
 def test_rectifiers_stay_where_something_else_reads_the_layer():
     model, x = pruned(Reader(), 0.5), torch.randn(4, 6)
@@ -337,7 +401,7 @@ def test_fold_gives_back_what_it_cannot_improve():
     model = nn.Sequential(nn.Linear(4, 4), nn.Sigmoid()).eval()
     assert fold(model) is model
     folded = fold(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval())
-    assert isinstance(folded.get_submodule("0"), Rectified)
+    assert isinstance(folded.get_submodule("_traced.0"), Rectified)
 
 
 @pytest.mark.usefixtures("all_sparse")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-__all__ = ["CONVOLUTIONS", "Rectified", "fold"]
+__all__ = ["CONVOLUTIONS", "TRACED", "Rectified", "Traced", "fold"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Under this name a `Traced` holds what it runs; no part of the names that users know.
+TRACED = "_traced"
 _NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _RECTIFIERS = (F.relu, F.relu_, torch.relu, torch.relu_)
 
@@ -35,28 +37,71 @@ class Rectified(nn.Module):
         super().__init__()
         self.layer = layer
 
+    @property
+    def weight(self) -> Tensor:
+        """The layer's, for code that reads it."""
+        return cast(Tensor, self.layer.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's."""
+        return cast("Tensor | None", self.layer.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output without what is negative."""
         return torch.relu(self.layer(x))
 
 
+class Traced(nn.Module):
+    """A module that runs what tracing made of another, and has that one's attributes and parts.
+
+    Args:
+        network: What tracing made; by itself it would lose attributes when it is copied.
+        original: The module that was traced.
+    """
+
+    def __init__(self, network: fx.GraphModule, original: nn.Module) -> None:
+        super().__init__()
+        own = {*dir(nn.Module), *vars(self)}
+        for name in dir(original):
+            if not name.startswith("_") and name not in own and name not in original._modules:
+                value = getattr(original, name)
+                if not callable(value) and not isinstance(value, Tensor):
+                    vars(self)[name] = value
+        self.add_module(TRACED, network)
+        self.train(original.training)
+
+    def forward(self, x: Any) -> Any:
+        """What the module computes."""
+        return self._modules[TRACED](x)  # type: ignore[misc]
+
+    def __getattr__(self, name: str) -> Any:
+        # The parts of the original are those of the network; how to copy it (__deepcopy__) is not. Without any parts yet, this
+        # is a copy about to be filled.
+        network = vars(self).get("_modules", {}).get(TRACED)
+        if network is not None and not name.startswith("_"):
+            return getattr(network, name)
+        return super().__getattr__(name)
+
+
 def fold(model: nn.Module) -> nn.Module:
     """The same network with fewer passes over its activations, for inference.
 
-    The code of modules that take one argument is traced (torch.fx); where tracing fails or a module takes more, its parts are
-    tried one by one. In what was traced, batch normalization after a convolution or linear layer becomes part of its weights,
-    and a rectifier part of a `Rectified`. The modules around keep their classes and methods.
+    The code of modules that take one argument and have no public methods but `forward` is traced (torch.fx); where tracing
+    fails or a module is of another kind, its parts are tried one by one. In what was traced, batch normalization after a
+    convolution or linear layer becomes part of its weights, and a rectifier part of a `Rectified`. The modules around stay as
+    they are.
 
     Args:
         model: In evaluation mode; its parts are changed in place.
 
     Returns:
-        The model, or a `torch.fx.GraphModule` in its place.
+        The model, or a `Traced` in its place.
     """
-    if _takes_one_argument(model) and not _has_hooks(model):
+    if _takes_one_argument(model) and not _has_methods(model) and not _has_hooks(model):
         folded = _fold_traced(model)
         if folded is not None:
-            return folded
+            return Traced(folded, model)
     for name, child in model.named_children():
         setattr(model, name, fold(child))
     return model
@@ -65,6 +110,15 @@ def fold(model: nn.Module) -> nn.Module:
 def _has_hooks(model: nn.Module) -> bool:
     """Whether someone looks at parts of the model: they would no longer be called, or with other values."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def _has_methods(model: nn.Module) -> bool:
+    """Whether someone may call something else than the module itself."""
+    if type(model) is nn.Sequential:
+        return False
+    names = [name for name in dir(type(model)) if not name.startswith("_") and not hasattr(nn.Module, name)]
+    members = [inspect.getattr_static(type(model), name) for name in names]
+    return any(callable(member) or isinstance(member, property | staticmethod | classmethod) for member in members)
 
 
 def _takes_one_argument(module: nn.Module) -> bool:
