@@ -294,7 +294,7 @@ class WithMethod(nn.Module):
 class Asked(nn.Module):
     """Its attributes are read by the module around it."""
 
-    half = 0.5
+    share = 0.5
 
     def __init__(self) -> None:
         super().__init__()
@@ -312,7 +312,7 @@ class Asking(nn.Module):
         self.part = Asked()
 
     def forward(self, x, more=None):
-        return self.part(x) * self.part.factor * self.part.half + self.part.layer.weight.sum()
+        return self.part(x) * self.part.factor * self.part.share + self.part.layer.weight.sum()
 
 
 @pytest.mark.usefixtures("all_sparse")
@@ -330,7 +330,7 @@ def test_methods_and_attributes_stay():
     assert compiled.part.layer.rectify
     again = pickle.loads(pickle.dumps(copy.deepcopy(compiled)))
     assert torch.equal(again(x), compiled(x))
-    assert (again.part.factor, again.part.half) == (3.0, 0.5)
+    assert (again.part.factor, again.part.share) == (3.0, 0.5)
     with pytest.raises(AttributeError, match="nothing_like_it"):
         _ = compiled.part.nothing_like_it
 
