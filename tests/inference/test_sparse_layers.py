@@ -1,6 +1,7 @@
 """Sparse layers against torch's dense ones, on every instruction set, in every layout."""
 
 import copy
+import ctypes
 import io
 import os
 import pickle
@@ -288,6 +289,26 @@ def test_without_the_library_torch_multiplies(monkeypatch):
 
 def test_threads_of_torch_do_the_work():
     assert kernels("generic").parallel
+
+
+@pytest.mark.parametrize(("allowed", "positions", "asked"), [(1, 500, []), (2, 500, [2]), (3, 500, [3]), (2, 1, [])])
+def test_as_many_threads_as_torch_has(monkeypatch, allowed, positions, asked):
+    """And one alone where there is little to do; a runtime that brings fewer than asked for does not matter."""
+    chosen, started = kernels("generic"), []
+    work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+    @ctypes.CFUNCTYPE(None, work, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    def parallel(function, data, threads, flags):
+        started.append(threads)
+        function(data)
+
+    monkeypatch.setattr(chosen, "_parallel", ctypes.cast(parallel, ctypes.c_void_p))
+    monkeypatch.setattr(compressed_rows, "load_kernels", lambda: chosen)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: allowed)
+    weight, x, out = sparse_weight(50, 40, 0.5, 0), torch.randn(1, 40, positions), torch.empty(1, 50, positions)
+    CompressedRows.of(weight).multiply(x, out)
+    assert_close(out, by_definition(weight, x, None, False))
+    assert started == asked
 
 
 def test_library_of_another_revision_is_refused(tmp_path):

@@ -26,8 +26,8 @@
 /* Features of a panel take at most so many bytes where more than one vector fits: half of a usual second-level cache. */
 #define PANEL_BYTES (512 * 1024)
 #define ALIGNMENT 64
-/* Below so many multiply-adds a second thread costs more than it brings. */
-#define SERIAL_WORK (1 << 15)
+/* Below so many loads, some twenty microseconds of work, waking a second thread costs more than it brings. */
+#define SERIAL_LOADS (1 << 16)
 
 #if defined(__clang__)
 #define SHUFFLE(a, b, mask_type, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -230,18 +230,20 @@ int sparsebench_csr_product(const struct product *p, int instruction_set, int th
 {
     int64_t columns = p->images * p->positions;
     if (p->rows == 0 || columns == 0) return 0;
-    int64_t cost = (p->starts[p->rows] + 4 * p->rows) * columns;
-    if (!parallel || threads < 1 || cost < SERIAL_WORK) threads = 1;
-
-    struct work work = {.product = p, .panels = 1, .vectors = 1, .scratch_bytes = ALIGNMENT};
-    if (columns == 1 && p->x_layout.feature == 1) {
-        work.run = run_vector;
-    } else {
+    if (!parallel || threads < 1) threads = 1;
+    struct work work = {.product = p, .panels = 1, .vectors = 1, .scratch_bytes = ALIGNMENT, .run = run_vector};
+    int64_t width = 1;
+    if (columns > 1 || p->x_layout.feature != 1) {
         while (instruction_set > GENERIC && columns <= widths[instruction_set] / 2) --instruction_set;
-        int64_t width = widths[instruction_set], most = MOST_COLUMNS / width;
+        width = widths[instruction_set];
+        work.vectors = (columns + width - 1) / width;
+    }
+    /* Of each entry its value, and what it is multiplied by. */
+    if ((p->starts[p->rows] + 4 * p->rows) * (1 + work.vectors) < SERIAL_LOADS) threads = 1;
+    if (width > 1) {
+        int64_t most = MOST_COLUMNS / width;
         if (width == 4) most /= 2; /* sixteen registers of four */
         while (most > 1 && p->features * most * width * (int64_t)sizeof(float) > PANEL_BYTES) most /= 2;
-        work.vectors = (columns + width - 1) / width;
         work.panels = (work.vectors + most - 1) / most;
         /* A multiple of the threads, where there are enough vectors: nobody waits for the last panel. */
         if (work.panels > threads) work.panels = at_most((work.panels + threads - 1) / threads * threads, work.vectors);
