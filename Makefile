@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RESULTS ?= runs/quickstart
+# What must be installed again when it changes: the kernels are compiled then.
+PACKAGE := pyproject.toml setup.py $(wildcard src/sparsebench/inference/*.[ch])
 
 .PHONY: help setup quickstart test test-slow lint clean
 
@@ -36,7 +38,7 @@ clean:
 		{ echo "error: $(PYTHON) is older than Python 3.10; name another: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv .venv
 
-.venv/.bench: .venv/bin/python pyproject.toml
+.venv/.bench: .venv/bin/python $(PACKAGE)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	@touch $@
 
@@ -44,6 +46,6 @@ clean:
 	$(BIN)/python -m pip install --quiet --editable ".[examples]"
 	@touch $@
 
-.venv/.dev: .venv/bin/python pyproject.toml
+.venv/.dev: .venv/bin/python $(PACKAGE)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@

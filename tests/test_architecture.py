@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"errors", "atomic", "records"},
     "training": BASE | {"atomic", "sparsifiers", "workloads", "accounting", "storage", "records"},
     "integrations": {"errors", "sparsifiers"},
+    "inference": {"errors", "accounting"},
     "studies": BASE | {"atomic", "sparsifiers", "workloads", "records", "training"},
     "terminal": {"errors", "records", "analysis", "training", "studies"},
     "environment_options": set(),

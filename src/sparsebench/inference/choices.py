@@ -1,0 +1,132 @@
+"""What runs sparse and what dense, as measured, and how it is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Choices", "LayerChoice", "Seen", "least_times"]
+
+# A sparse layer must take less than this part of the dense one's time: what is nearer is not resolved, and dense is then the
+# safer one.
+MARGIN = 0.9
+# Rounds in turns: at most so many, and after this time, in seconds, no more than the least number.
+MOST_ROUNDS, LEAST_ROUNDS, ENOUGH = 50, 7, 0.05
+
+
+class Seen(NamedTuple):
+    """A kind of input that a layer got, without its numbers.
+
+    Attributes:
+        shape: Of the tensor.
+        stride: Of the tensor, in elements.
+    """
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Seen:
+        """That of a tensor."""
+        return cls(tuple(tensor.shape), tensor.stride())
+
+    def random(self) -> Tensor:
+        """Normal random numbers, laid out so."""
+        extent = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
+        return torch.randn(max(extent, 0)).as_strided(self.shape, self.stride)
+
+
+class LayerChoice(NamedTuple):
+    """How one layer runs.
+
+    Attributes:
+        name: Of the layer in the network, those of all that run as one with it joined by " + ".
+        sparse: Whether it runs sparse.
+        weights: Number of weights, zeros included.
+        sparsity: Fraction of zeros in them.
+        inputs: Shapes of what it got from the example, those timed.
+        dense_ms: Least time of the dense layer for all its calls in one run of the example, in milliseconds; None if not timed.
+        sparse_ms: The same of the sparse one.
+        reason: Why nothing was timed; empty where it was.
+    """
+
+    name: str
+    sparse: bool
+    weights: int
+    sparsity: float
+    inputs: tuple[tuple[int, ...], ...]
+    dense_ms: float | None
+    sparse_ms: float | None
+    reason: str
+
+
+class Choices(tuple[LayerChoice, ...]):
+    """The choices for all layers with a weight that could run sparse; prints as a table.
+
+    Example:
+        >>> from sparsebench.inference.choices import Choices, LayerChoice
+        >>> print(Choices([LayerChoice("fc", True, 1000, 0.9, ((1, 10),), 0.5, 0.1, "")]))
+        layer  runs    weights  sparsity  dense ms  sparse ms  input
+        fc     sparse    1,000     0.900     0.500      0.100  1x10
+    """
+
+    def __str__(self) -> str:
+        rows = [("layer", "runs", "weights", "sparsity", "dense ms", "sparse ms", "input")]
+        for choice in self:
+            inputs = ", ".join("x".join(map(str, shape)) for shape in choice.inputs)
+            rows.append(
+                (
+                    choice.name or "(the network)",
+                    "sparse" if choice.sparse else "dense",
+                    f"{choice.weights:,}",
+                    f"{choice.sparsity:.3f}",
+                    _milliseconds(choice.dense_ms),
+                    _milliseconds(choice.sparse_ms),
+                    choice.reason or inputs,
+                )
+            )
+        return _aligned(rows)
+
+
+def least_times(ways: Sequence[Callable[[Tensor], Any]], seen: Seen) -> list[float]:
+    """The least time of each way to compute something, in milliseconds, all taking turns.
+
+    What else the machine does makes times longer, never shorter: of many, the least says most about the code.
+
+    Args:
+        ways: Functions of a tensor.
+        seen: What kind of tensor.
+    """
+    x = seen.random()
+    for way in ways:
+        way(x)
+    least, begin = [float("inf")] * len(ways), time.perf_counter()
+    for round_ in range(MOST_ROUNDS):
+        for index, way in enumerate(ways):
+            start = time.perf_counter()
+            way(x)
+            least[index] = min(least[index], time.perf_counter() - start)
+        if round_ + 1 >= LEAST_ROUNDS and time.perf_counter() - begin > ENOUGH * len(ways):
+            break
+    return [seconds * 1e3 for seconds in least]
+
+
+def _milliseconds(time_: float | None) -> str:
+    return "" if time_ is None else f"{time_:.3f}"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    numbers = range(2, 6)
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column in numbers else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,186 @@
+"""Sparse execution of a whole network: each layer as it is measured to be faster."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.inference.choices import MARGIN, Choices, LayerChoice, Seen, least_times
+from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Rectified, fold
+from sparsebench.inference.layers import SparseLinear, SparsePointwiseConvolution, SparseWeight
+
+__all__ = ["compile_sparse"]
+
+# Layers with inputs of many shapes, as in decoding, are timed on those that are most frequent.
+MOST_SHAPES = 4
+# These read the weights of their parts without calling them.
+_CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+
+def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
+    """A copy of a finished network whose layers multiply by what is not zero where that is faster, for inference on the CPU.
+
+    Linear layers and convolutions with kernels of one element (without groups and padding) are timed, sparse and dense, on inputs
+    of the shapes and layouts that they get when the network runs on the example, with the threads that torch has now; what is
+    faster by a tenth or more runs sparse. Before that, batch normalization and rectifiers become part of the layer before them
+    where the code of a module can be traced. All other layers stay as they are.
+
+    Args:
+        model: Any module with parameters in float32 on the CPU; it is not changed.
+        example_input: What the network will be called with: a tensor, a tuple or list of positional arguments, or a dict of
+            keyword arguments; for what is not one call of `forward`, such as decoding, a function that takes the network and runs
+            it.
+
+    Returns:
+        The copy, in evaluation mode, without gradients, with the methods and attributes of `model`. `sparse_choices` says,
+        printed or as a tuple of `LayerChoice`, what runs sparse and both times. The copy can be deep-copied and pickled; choices
+        made on one machine are kept on another.
+
+    Raises:
+        SparsebenchError: Parameters are not float32 on the CPU.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sparsebench.inference import compile_sparse
+        >>> model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 10))
+        >>> _ = nn.init.sparse_(model[0].weight, sparsity=0.98)
+        >>> x = torch.randn(64, 512)
+        >>> compiled = compile_sparse(model, x)
+        >>> with torch.no_grad():
+        ...     torch.allclose(compiled(x), model(x), atol=1e-4)
+        True
+        >>> print([(choice.name, choice.sparse) for choice in compiled.sparse_choices])
+        [('0', True), ('2', False)]
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            raise SparsebenchError(f"{name} is {parameter.dtype} on {parameter.device}: expected torch.float32 on the CPU")
+    with torch.no_grad():
+        compiled = _folded_copy(model, example_input)
+        calls = _calls(compiled, example_input)
+        choices, replacements = [], {}
+        for name, module in _candidates(compiled):
+            known_name = ".".join(part for part in name.split(".") if part != TRACED)
+            choice, replacement = _choose(known_name, module, calls.get(name))
+            choices.append(choice)
+            if replacement is not None:
+                replacements[id(module)] = replacement
+        compiled = _with_replacements(compiled, replacements).requires_grad_(False)
+    vars(compiled)["sparse_choices"] = Choices(choices)
+    return compiled
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+def _folded_copy(model: nn.Module, example_input: Any) -> nn.Module:
+    """A copy with fewer passes; without them, should the example show that tracing misread the code."""
+    plain = _copy(model)
+    expected = _run(plain, example_input)
+    try:
+        folded = fold(_copy(model))
+        torch.testing.assert_close(_run(folded, example_input), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+    except Exception:
+        # The example itself ran before: whatever fails now is due to the folding.
+        return plain
+    return folded
+
+
+def _run(model: nn.Module, example_input: Any) -> Any:
+    if callable(example_input) and not isinstance(example_input, Tensor):
+        return example_input(model)
+    if isinstance(example_input, tuple | list):
+        return model(*example_input)
+    if isinstance(example_input, Mapping):
+        return model(**example_input)
+    return model(example_input)
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Layers that may run sparse, each once; a layer and its rectifier as one."""
+    inside: set[nn.Module] = set()
+    for name, module in model.named_modules():
+        if module in inside:
+            continue
+        if isinstance(module, Rectified):
+            inside.update(module.modules())
+        if isinstance(module, _CLOSED):
+            inside.update(module.modules())
+        elif _is_supported(_layer_of(module)):
+            yield name, module
+
+
+def _layer_of(module: nn.Module) -> nn.Module:
+    return module.layer if isinstance(module, Rectified) else module
+
+
+def _is_supported(layer: nn.Module) -> bool:
+    if type(layer) in CONVOLUTIONS:
+        convolution = cast(nn.Conv2d, layer)
+        unpadded = isinstance(convolution.padding, str) or set(convolution.padding) == {0}
+        return set(convolution.kernel_size) == {1} and convolution.groups == 1 and unpadded
+    return type(layer) is nn.Linear
+
+
+def _calls(model: nn.Module, example_input: Any) -> dict[str, Counter[Seen]]:
+    """What kinds of inputs each candidate gets, and how often, in one run of the example."""
+    calls: dict[str, Counter[Seen]] = {}
+    handles = []
+    for name, module in _candidates(model):
+        handles.append(module.register_forward_pre_hook(_recorder(calls.setdefault(name, Counter()))))
+    try:
+        _run(model, example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _recorder(seen: Counter[Seen]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if len(inputs) == 1 and isinstance(inputs[0], Tensor):
+            seen[Seen.of(inputs[0])] += 1
+
+    return record
+
+
+def _choose(name: str, module: nn.Module, seen: Counter[Seen] | None) -> tuple[LayerChoice, SparseWeight | None]:
+    weight = cast(Tensor, _layer_of(module).weight)
+    zeros = 1 - int(weight.count_nonzero()) / max(1, weight.numel())
+    reason = "no zeros" if zeros == 0 else "not called by the example" if not seen else ""
+    if reason or not seen:
+        return LayerChoice(name, False, weight.numel(), zeros, (), None, None, reason), None
+    sparse, frequent = _sparse(module), seen.most_common(MOST_SHAPES)
+    dense_ms, sparse_ms = 0.0, 0.0
+    for kind, count in frequent:
+        times = least_times((module, sparse), kind)
+        dense_ms, sparse_ms = dense_ms + count * times[0], sparse_ms + count * times[1]
+    faster = sparse_ms <= MARGIN * dense_ms
+    shapes = tuple(kind.shape for kind, _ in frequent)
+    return LayerChoice(name, faster, weight.numel(), zeros, shapes, dense_ms, sparse_ms, ""), sparse if faster else None
+
+
+def _sparse(module: nn.Module) -> SparseWeight:
+    layer, rectify = _layer_of(module), isinstance(module, Rectified)
+    weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
+    if isinstance(layer, nn.Linear):
+        return SparseLinear(weight, bias, rectify)
+    stride = cast(nn.Conv2d, layer).stride
+    return SparsePointwiseConvolution(weight.flatten(1), bias, rectify, stride)
+
+
+def _with_replacements(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
+    """The model with modules replaced wherever they are, by their identity."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if id(child) in replacements:
+                parent._modules[name] = replacements[id(child)]
+    return replacements.get(id(model), model)

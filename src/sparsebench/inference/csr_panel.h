@@ -1,0 +1,177 @@
+/* One panel of a sparse product, for vectors of WIDTH floats; included by kernels.c once for each instruction set. */
+
+typedef float NAME(vector) __attribute__((vector_size(4 * WIDTH), may_alias));
+typedef float NAME(loose) __attribute__((vector_size(4 * WIDTH), may_alias, aligned(4)));
+typedef int32_t NAME(integers) __attribute__((vector_size(4 * WIDTH)));
+#define VECTOR NAME(vector)
+#define LOOSE NAME(loose)
+#define INTEGERS NAME(integers)
+
+/* Rows of a square of WIDTH x WIDTH become its columns: log2(WIDTH) times, row i and row i + WIDTH / 2 are dealt one by one. */
+INLINE void NAME(transpose)(VECTOR *square)
+{
+    for (int round = 1; round < WIDTH; round *= 2) {
+        VECTOR dealt[WIDTH];
+        for (int i = 0; i < WIDTH / 2; ++i) {
+            VECTOR a = square[i], b = square[i + WIDTH / 2];
+#if WIDTH == 4
+            dealt[2 * i] = SHUFFLE(a, b, INTEGERS, 0, 4, 1, 5);
+            dealt[2 * i + 1] = SHUFFLE(a, b, INTEGERS, 2, 6, 3, 7);
+#elif WIDTH == 8
+            dealt[2 * i] = SHUFFLE(a, b, INTEGERS, 0, 8, 1, 9, 2, 10, 3, 11);
+            dealt[2 * i + 1] = SHUFFLE(a, b, INTEGERS, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+            dealt[2 * i] = SHUFFLE(a, b, INTEGERS, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            dealt[2 * i + 1] = SHUFFLE(a, b, INTEGERS, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#endif
+        }
+        for (int i = 0; i < WIDTH; ++i) square[i] = dealt[i];
+    }
+}
+
+/* Reads features that are neighbours in memory: from one pointer for each column to a row of the panel for each feature. */
+static void NAME(pack_transposed)(const float *const *column, int64_t count, int64_t features, float *panel, int64_t pitch)
+{
+    for (int64_t n = 0; n < pitch; n += WIDTH) {
+        int64_t here = at_most(count - n, WIDTH), f = 0;
+        VECTOR square[WIDTH];
+        for (; f + WIDTH <= features; f += WIDTH) {
+            if (here == WIDTH)
+                for (int i = 0; i < WIDTH; ++i) square[i] = *(const LOOSE *)(column[n + i] + f);
+            else
+                for (int i = 0; i < WIDTH; ++i) square[i] = i < here ? *(const LOOSE *)(column[n + i] + f) : (LOOSE){0};
+            NAME(transpose)(square);
+            for (int i = 0; i < WIDTH; ++i) *(VECTOR *)(panel + (f + i) * pitch + n) = square[i];
+        }
+        for (; f < features; ++f)
+            for (int64_t i = 0; i < WIDTH; ++i) panel[f * pitch + n + i] = i < here ? column[n + i][f] : 0.0f;
+    }
+}
+
+/* Writes output rows that are neighbours in memory: the other way round. */
+static void NAME(unpack_transposed)(const float *block, int64_t pitch, int64_t rows, int64_t count, float *const *column)
+{
+    for (int64_t n = 0; n < count; n += WIDTH) {
+        int64_t here = at_most(count - n, WIDTH), r = 0;
+        VECTOR square[WIDTH];
+        for (; r + WIDTH <= rows; r += WIDTH) {
+            for (int i = 0; i < WIDTH; ++i) square[i] = *(const VECTOR *)(block + (r + i) * pitch + n);
+            NAME(transpose)(square);
+            for (int64_t i = 0; i < here; ++i) *(LOOSE *)(column[n + i] + r) = square[i];
+        }
+        for (; r < rows; ++r)
+            for (int64_t i = 0; i < here; ++i) column[n + i][r] = block[r * pitch + n + i];
+    }
+}
+
+/* One output row of the panel. `vectors` and `steps` are constants where this is inlined; `steps` entries are summed apart from each
+ * other, because a sum cannot go on before the last addition to it is done. */
+INLINE void NAME(sum_row)(
+    const struct product *p, int64_t row, const float *panel, int64_t pitch, float *out, const int vectors, const int steps)
+{
+    VECTOR sums[8];
+    for (int i = 0; i < vectors * steps; ++i) sums[i] = (VECTOR){0};
+    int32_t j = p->starts[row], last = p->starts[row + 1];
+    for (; j + steps <= last; j += steps)
+        for (int u = 0; u < steps; ++u) {
+            const float value = p->values[j + u], *x = panel + p->columns[j + u] * pitch;
+            for (int v = 0; v < vectors; ++v) sums[u * vectors + v] += value * *(const LOOSE *)(x + v * WIDTH);
+        }
+    for (; j < last; ++j) {
+        const float value = p->values[j], *x = panel + p->columns[j] * pitch;
+        for (int v = 0; v < vectors; ++v) sums[v] += value * *(const LOOSE *)(x + v * WIDTH);
+    }
+    const float bias = p->bias ? p->bias[row] : 0.0f;
+    for (int v = 0; v < vectors; ++v) {
+        VECTOR sum = sums[v];
+        for (int u = 1; u < steps; ++u) sum += sums[u * vectors + v];
+        sum += bias;
+        /* Zero where negative: a NaN stays one, as in torch. */
+        if (p->rectify) sum = (VECTOR)((INTEGERS)sum & ~(sum < (VECTOR){0}));
+        *(LOOSE *)(out + v * WIDTH) = sum;
+    }
+}
+
+/* Output rows [row, end) of a panel, `pitch` floats apart in the panel and `out_pitch` in the output. */
+static void NAME(sum_rows)(
+    const struct product *p, int64_t row, int64_t end, const float *panel, int64_t pitch, float *out, int64_t out_pitch, int64_t vectors)
+{
+#define ROWS(count, steps) \
+    case count: \
+        for (; row < end; ++row, out += out_pitch) NAME(sum_row)(p, row, panel, pitch, out, count, steps); \
+        break
+    switch (vectors) {
+        ROWS(1, 8);
+        ROWS(2, 4);
+        ROWS(3, 2);
+        ROWS(4, 2);
+#if WIDTH < 16
+        ROWS(5, 1);
+        ROWS(6, 1);
+        ROWS(7, 1);
+        ROWS(8, 1);
+#endif
+    }
+#undef ROWS
+}
+
+static void NAME(run_panel)(const struct product *p, int64_t panel, int64_t part, const struct work *work, float *scratch)
+{
+    int64_t first = work->vectors * panel / work->panels, vectors = work->vectors * (panel + 1) / work->panels - first;
+    int64_t begin = first * WIDTH, pitch = vectors * WIDTH, count = at_most(p->images * p->positions - begin, pitch);
+    float *block = scratch, *packed = scratch + MOST_COLUMNS * ROW_BLOCK;
+    const float *x[MOST_COLUMNS];
+    float *y[MOST_COLUMNS];
+    for (int64_t n = 0; n < count; ++n) {
+        int64_t image = (begin + n) / p->positions, position = (begin + n) % p->positions;
+        x[n] = p->x + image * p->x_layout.image + position * p->x_layout.position;
+        y[n] = p->y + image * p->y_layout.image + position * p->y_layout.position;
+    }
+    /* Columns up to here are of the first column's image. */
+    int64_t same = at_most(count, p->positions - begin % p->positions);
+
+    const float *source = packed;
+    if (p->x_layout.position != 1) {
+        NAME(pack_transposed)(x, count, p->features, packed, pitch);
+    } else if (same == pitch && p->x_layout.feature == pitch) {
+        source = x[0]; /* It is such a panel already. */
+    } else {
+        for (int64_t n = 0; n < count;) {
+            int64_t length = at_most(count - n, p->positions - (begin + n) % p->positions);
+            for (int64_t f = 0; f < p->features; ++f)
+                memcpy(packed + f * pitch + n, x[n] + f * p->x_layout.feature, (size_t)length * sizeof(float));
+            n += length;
+        }
+        if (count < pitch)
+            for (int64_t f = 0; f < p->features; ++f)
+                memset(packed + f * pitch + count, 0, (size_t)(pitch - count) * sizeof(float));
+    }
+
+    int64_t row = first_row(p, part, work->parts), end = first_row(p, part + 1, work->parts);
+    if (p->y_layout.position == 1 && same == pitch) {
+        NAME(sum_rows)(p, row, end, source, pitch, y[0] + row * p->y_layout.feature, p->y_layout.feature, vectors);
+        return;
+    }
+    for (; row < end; row += ROW_BLOCK) {
+        int64_t rows = at_most(end - row, ROW_BLOCK);
+        NAME(sum_rows)(p, row, row + rows, source, pitch, block, pitch, vectors);
+        if (p->y_layout.position == 1) {
+            for (int64_t n = 0; n < count;) {
+                int64_t length = at_most(count - n, p->positions - (begin + n) % p->positions);
+                for (int64_t r = 0; r < rows; ++r)
+                    memcpy(y[n] + (row + r) * p->y_layout.feature, block + r * pitch, (size_t)length * sizeof(float));
+                n += length;
+                block += length;
+            }
+            block = scratch;
+        } else {
+            float *columns[MOST_COLUMNS];
+            for (int64_t n = 0; n < count; ++n) columns[n] = y[n] + row;
+            NAME(unpack_transposed)(block, pitch, rows, count, columns);
+        }
+    }
+}
+
+#undef VECTOR
+#undef LOOSE
+#undef INTEGERS

@@ -1,0 +1,207 @@
+"""Batch normalization and rectifiers made part of the layer before them, where a module's code is simple enough to see it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+__all__ = ["CONVOLUTIONS", "TRACED", "Rectified", "Traced", "fold"]
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# Under this name a `Traced` holds what it runs; no part of the names that users know.
+TRACED = "_traced"
+_NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_RECTIFIERS = (F.relu, F.relu_, torch.relu, torch.relu_)
+
+
+class Rectified(nn.Module):
+    """A layer and the positive part of what it gives.
+
+    Args:
+        layer: Any module whose output nothing else reads.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sparsebench.inference.folding import Rectified
+        >>> Rectified(nn.Identity())(torch.tensor([-1.0, 2.0]))
+        tensor([0., 2.])
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's, for code that reads it."""
+        return cast(Tensor, self.layer.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's."""
+        return cast("Tensor | None", self.layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The layer's output without what is negative."""
+        return torch.relu(self.layer(x))
+
+
+class Traced(nn.Module):
+    """A module that runs what tracing made of another, and has that one's attributes and parts.
+
+    Args:
+        network: What tracing made; by itself it would lose attributes when it is copied.
+        original: The module that was traced.
+    """
+
+    def __init__(self, network: fx.GraphModule, original: nn.Module) -> None:
+        super().__init__()
+        own = {*dir(nn.Module), *vars(self)}
+        for name in dir(original):
+            if not name.startswith("_") and name not in own and name not in original._modules:
+                value = getattr(original, name)
+                if not callable(value) and not isinstance(value, Tensor):
+                    vars(self)[name] = value
+        self.add_module(TRACED, network)
+        self.train(original.training)
+
+    def forward(self, x: Any) -> Any:
+        """What the module computes."""
+        return self._modules[TRACED](x)  # type: ignore[misc]
+
+    def __getattr__(self, name: str) -> Any:
+        # The parts of the original are those of the network; how to copy it (__deepcopy__) is not. Without any parts yet, this
+        # is a copy about to be filled.
+        network = vars(self).get("_modules", {}).get(TRACED)
+        if network is not None and not name.startswith("_"):
+            return getattr(network, name)
+        return super().__getattr__(name)
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """The same network with fewer passes over its activations, for inference.
+
+    The code of modules that take one argument and have no public methods but `forward` is traced (torch.fx); where tracing
+    fails or a module is of another kind, its parts are tried one by one. In what was traced, batch normalization after a
+    convolution or linear layer becomes part of its weights, and a rectifier part of a `Rectified`. The modules around stay as
+    they are.
+
+    Args:
+        model: In evaluation mode; its parts are changed in place.
+
+    Returns:
+        The model, or a `Traced` in its place.
+    """
+    if _takes_one_argument(model) and not _has_methods(model) and not _has_hooks(model):
+        folded = _fold_traced(model)
+        if folded is not None:
+            return Traced(folded, model)
+    for name, child in model.named_children():
+        setattr(model, name, fold(child))
+    return model
+
+
+def _has_hooks(model: nn.Module) -> bool:
+    """Whether someone looks at parts of the model: they would no longer be called, or with other values."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def _has_methods(model: nn.Module) -> bool:
+    """Whether someone may call something else than the module itself."""
+    if type(model) is nn.Sequential:
+        return False
+    names = [name for name in dir(type(model)) if not name.startswith("_") and not hasattr(nn.Module, name)]
+    members = [inspect.getattr_static(type(model), name) for name in names]
+    return any(callable(member) or isinstance(member, property | staticmethod | classmethod) for member in members)
+
+
+def _takes_one_argument(module: nn.Module) -> bool:
+    """A module with several may decide by whether one is None, which tracing does not see."""
+    if type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Sequential:
+        return False
+    parameters = list(inspect.signature(module.forward).parameters.values())
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return len(parameters) == 1 and parameters[0].kind in plain and parameters[0].default is inspect.Parameter.empty
+
+
+def _fold_traced(model: nn.Module) -> fx.GraphModule | None:
+    """The folded network, None where its code cannot be traced or there is nothing to fold."""
+    try:
+        traced = fx.symbolic_trace(model)
+    except Exception:
+        # Whatever a user's code makes of being called with a proxy.
+        return None
+    changed = 0
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module":
+            changed += _fold_normalization(traced, node)
+            changed += _fold_rectifier(traced, node)
+    if not changed:
+        return None
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced
+
+
+def _fold_normalization(traced: fx.GraphModule, node: fx.Node) -> bool:
+    layer, after = traced.get_submodule(str(node.target)), _only_reader(node)
+    if after is None or after.op != "call_module" or not _is_used_once(traced, node):
+        return False
+    norm = traced.get_submodule(str(after.target))
+    if type(norm) not in _NORMALIZATIONS or norm.running_mean is None:
+        return False
+    statistics = cast(nn.BatchNorm2d, norm)
+    if type(layer) in CONVOLUTIONS:
+        folded: nn.Module = fuse_conv_bn_eval(cast(nn.Conv2d, layer), statistics)
+    elif type(layer) is nn.Linear:
+        folded = fuse_linear_bn_eval(layer, statistics)
+    else:
+        return False
+    _replace(traced, node, after, folded.eval())
+    return True
+
+
+def _fold_rectifier(traced: fx.GraphModule, node: fx.Node) -> bool:
+    layer, after = traced.get_submodule(str(node.target)), _only_reader(node)
+    if type(layer) not in (*CONVOLUTIONS, nn.Linear) or after is None or not _is_used_once(traced, node):
+        return False
+    if not _is_rectifier(traced, after):
+        return False
+    _replace(traced, node, after, Rectified(layer).eval())
+    return True
+
+
+def _is_rectifier(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return type(traced.get_submodule(str(node.target))) is nn.ReLU
+    if node.op == "call_function":
+        return node.target in _RECTIFIERS
+    return node.op == "call_method" and node.target in ("relu", "relu_")
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _is_used_once(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the node's module is called, and its weights are read, by no other node."""
+    layer = traced.get_submodule(str(node.target))
+    calls = [
+        other for other in traced.graph.nodes if other.op == "call_module" and traced.get_submodule(str(other.target)) is layer
+    ]
+    read = any(other.op == "get_attr" and str(other.target).startswith(f"{node.target}.") for other in traced.graph.nodes)
+    return len(calls) == 1 and not read
+
+
+def _replace(traced: fx.GraphModule, node: fx.Node, after: fx.Node, folded: nn.Module) -> None:
+    """Put `folded` in the place of two nodes, under the name of the first."""
+    parent, _, name = str(node.target).rpartition(".")
+    setattr(traced.get_submodule(parent), name, folded)
+    after.replace_all_uses_with(node)
+    traced.graph.erase_node(after)

@@ -1,0 +1,262 @@
+/* Sparse times dense on the CPU: Y = W X + b, optionally rectified, float32. Plain C ABI, no Python, no torch, no OpenMP headers.
+ *
+ * W is in compressed rows: the entries of row r are values[starts[r] .. starts[r+1]) in columns[...]. X has a row for each feature
+ * and a column for each example or pixel; where each element lies is said by strides, so that batches of vectors [batch][features],
+ * feature-major matrices and images in either memory format are all read and written in place.
+ *
+ * How: columns are cut into panels of some vectors. A panel is copied to scratch memory, features one after the other, whatever the
+ * layout was; then every output row of it is summed up in registers. Elements of a panel that lie beyond the last column are zero, so
+ * that remainders run at full speed. Panels, and where these are few parts of the rows, are the tasks that threads take.
+ *
+ * csr_panel.h is compiled once for each instruction set; which one runs is chosen by the caller among those that
+ * sparsebench_instruction_sets reports.
+ */
+#if !defined(__GNUC__)
+#error "needs the vector extensions of GCC or Clang"
+#endif
+
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A panel has at most so many columns, and output rows are rearranged so many at a time. */
+#define MOST_COLUMNS 64
+#define ROW_BLOCK 16
+/* Features of a panel take at most so many bytes where more than one vector fits: half of a usual second-level cache. */
+#define PANEL_BYTES (512 * 1024)
+#define ALIGNMENT 64
+/* Below so many loads, some twenty microseconds of work, waking a second thread costs more than it brings. */
+#define SERIAL_LOADS (1 << 16)
+
+#if defined(__clang__)
+#define SHUFFLE(a, b, mask_type, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, mask_type, ...) __builtin_shuffle(a, b, (mask_type){__VA_ARGS__})
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+/* GOMP_parallel of the OpenMP runtime that torch has loaded: the same threads work for both, and never more than torch's number. */
+typedef void (*parallel_function)(void (*)(void *), void *, unsigned, unsigned);
+
+/* Where elements of a dense matrix lie, in floats. Column n is position n % positions of image n / positions. */
+struct layout {
+    int64_t feature, image, position;
+};
+
+struct product {
+    int64_t rows, features;
+    const int32_t *starts, *columns;
+    const float *values, *bias;
+    int64_t rectify;
+    const float *x;
+    float *y;
+    struct layout x_layout, y_layout;
+    int64_t images, positions;
+};
+
+struct work {
+    const struct product *product;
+    void (*run)(const struct product *, int64_t panel, int64_t part, const struct work *, float *scratch);
+    int64_t vectors, panels, parts, scratch_bytes;
+    int64_t next;
+    int failed;
+};
+
+INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Part `part` of the rows, such that all parts have about as many entries. */
+static int64_t first_row(const struct product *p, int64_t part, int64_t parts)
+{
+    if (part <= 0) return 0;
+    if (part >= parts) return p->rows;
+    /* A row costs about as much as four entries besides its own. */
+    int64_t all = p->starts[p->rows] + 4 * p->rows, wanted = all * part / parts, low = 0, high = p->rows;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (p->starts[middle] + 4 * middle < wanted) low = middle + 1;
+        else high = middle;
+    }
+    /* Whole blocks, so that no two threads write to one line of the cache. */
+    return at_most((low + ROW_BLOCK - 1) / ROW_BLOCK * ROW_BLOCK, p->rows);
+}
+
+/* Scratch memory stays with its thread: new memory for every call would cost page faults. */
+struct scratch {
+    void *memory;
+    int64_t bytes;
+};
+static pthread_key_t scratch_key;
+static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
+
+static void free_scratch(void *kept)
+{
+    free(((struct scratch *)kept)->memory);
+    free(kept);
+}
+
+static void make_scratch_key(void) { pthread_key_create(&scratch_key, free_scratch); }
+
+static float *scratch_of_thread(int64_t bytes)
+{
+    pthread_once(&scratch_once, make_scratch_key);
+    struct scratch *kept = pthread_getspecific(scratch_key);
+    if (!kept) {
+        kept = calloc(1, sizeof *kept);
+        if (!kept || pthread_setspecific(scratch_key, kept)) {
+            free(kept);
+            return NULL;
+        }
+    }
+    if (kept->bytes < bytes) {
+        free(kept->memory);
+        kept->bytes = 0;
+        bytes = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        kept->memory = aligned_alloc(ALIGNMENT, (size_t)bytes);
+        if (!kept->memory) return NULL;
+        kept->bytes = bytes;
+    }
+    return kept->memory;
+}
+
+static void take_tasks(void *argument)
+{
+    struct work *work = argument;
+    float *scratch = scratch_of_thread(work->scratch_bytes);
+    if (!scratch) {
+        __atomic_store_n(&work->failed, 1, __ATOMIC_RELAXED);
+        return;
+    }
+    for (;;) {
+        int64_t task = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED);
+        if (task >= work->panels * work->parts) return;
+        work->run(work->product, task / work->parts, task % work->parts, work, scratch);
+    }
+}
+
+/* One column whose features are neighbours: no panel, entries are summed one by one. */
+static void run_vector(const struct product *p, int64_t panel, int64_t part, const struct work *work, float *scratch)
+{
+    (void)panel, (void)scratch;
+    int64_t end = first_row(p, part + 1, work->parts);
+    const float *x = p->x;
+    for (int64_t row = first_row(p, part, work->parts); row < end; ++row) {
+        float sums[4] = {0, 0, 0, 0};
+        int32_t j = p->starts[row], last = p->starts[row + 1];
+        for (; j + 4 <= last; j += 4)
+            for (int u = 0; u < 4; ++u) sums[u] += p->values[j + u] * x[p->columns[j + u]];
+        for (; j < last; ++j) sums[0] += p->values[j] * x[p->columns[j]];
+        float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        if (p->bias) sum += p->bias[row];
+        if (p->rectify && sum < 0) sum = 0;
+        p->y[row * p->y_layout.feature] = sum;
+    }
+}
+
+/* The same code for each instruction set. Registers decide how many vectors of a row are summed at a time. */
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAME(name) JOIN(name, SUFFIX)
+
+#define SUFFIX _generic
+#define WIDTH 4
+#include "csr_panel.h"
+#undef SUFFIX
+#undef WIDTH
+
+#if defined(__x86_64__) || defined(__i386__)
+#define HAS_X86 1
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define SUFFIX _avx2
+#define WIDTH 8
+#include "csr_panel.h"
+#undef SUFFIX
+#undef WIDTH
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512vl,avx2,fma,prefer-vector-width=512")
+#endif
+#define SUFFIX _avx512
+#define WIDTH 16
+#include "csr_panel.h"
+#undef SUFFIX
+#undef WIDTH
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+/* Of the functions' arguments: a library that was built from another revision must not be called. */
+int sparsebench_kernels_revision(void) { return 1; }
+
+enum { GENERIC, AVX2, AVX512 };
+static const int64_t widths[] = {4, 8, 16};
+
+/* Bits of what this processor can run: 1 generic, 2 AVX2 with FMA, 4 AVX-512. */
+int sparsebench_instruction_sets(void)
+{
+    int sets = 1 << GENERIC;
+#ifdef HAS_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        sets |= 1 << AVX2;
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+            sets |= 1 << AVX512;
+    }
+#endif
+    return sets;
+}
+
+/* Y = W X + b.
+ *
+ * instruction_set: one that sparsebench_instruction_sets has; a narrower one is taken where the columns do not fill its vectors.
+ * threads: at most so many; parallel may be NULL, then one.
+ * In each layout, position or feature must be 1; y must not overlap x.
+ * Returns 0, or 1 where memory for scratch was not to be had (y is then undefined).
+ */
+int sparsebench_csr_product(const struct product *p, int instruction_set, int threads, parallel_function parallel)
+{
+    int64_t columns = p->images * p->positions;
+    if (p->rows == 0 || columns == 0) return 0;
+    if (!parallel || threads < 1) threads = 1;
+    struct work work = {.product = p, .panels = 1, .vectors = 1, .scratch_bytes = ALIGNMENT, .run = run_vector};
+    int64_t width = 1;
+    if (columns > 1 || p->x_layout.feature != 1) {
+        while (instruction_set > GENERIC && columns <= widths[instruction_set] / 2) --instruction_set;
+        width = widths[instruction_set];
+        work.vectors = (columns + width - 1) / width;
+    }
+    /* Of each entry its value, and what it is multiplied by. */
+    if ((p->starts[p->rows] + 4 * p->rows) * (1 + work.vectors) < SERIAL_LOADS) threads = 1;
+    if (width > 1) {
+        int64_t most = MOST_COLUMNS / width;
+        if (width == 4) most /= 2; /* sixteen registers of four */
+        while (most > 1 && p->features * most * width * (int64_t)sizeof(float) > PANEL_BYTES) most /= 2;
+        work.panels = (work.vectors + most - 1) / most;
+        /* A multiple of the threads, where there are enough vectors: nobody waits for the last panel. */
+        if (work.panels > threads) work.panels = at_most((work.panels + threads - 1) / threads * threads, work.vectors);
+        work.scratch_bytes = (p->features * most * width + MOST_COLUMNS * ROW_BLOCK) * (int64_t)sizeof(float);
+#ifdef HAS_X86
+        work.run = instruction_set == AVX512 ? run_panel_avx512 : instruction_set == AVX2 ? run_panel_avx2 : run_panel_generic;
+#else
+        work.run = run_panel_generic;
+#endif
+    }
+    work.parts = at_most((threads + work.panels - 1) / work.panels, (p->rows + ROW_BLOCK - 1) / ROW_BLOCK);
+    threads = (int)at_most(threads, work.panels * work.parts);
+    if (threads > 1) parallel(take_tasks, &work, (unsigned)threads, 0);
+    else take_tasks(&work);
+    return work.failed;
+}

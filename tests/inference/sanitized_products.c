@@ -1,0 +1,90 @@
+/* Random products against their definition, in memory of exactly the size needed: built with sanitizers by
+ * test_sanitized_kernels.py, any read or write out of bounds ends the program. */
+#include "kernels.c"
+
+#include <math.h>
+#include <stdio.h>
+
+static uint64_t state = 1;
+
+static int64_t drawn(int64_t least, int64_t most)
+{
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return least + (int64_t)((state >> 33) % (uint64_t)(most - least + 1));
+}
+
+static void in_two_threads(void (*function)(void *), void *argument, unsigned threads, unsigned flags)
+{
+    (void)threads, (void)flags;
+    pthread_t other;
+    pthread_create(&other, NULL, (void *(*)(void *))(void *)function, argument);
+    function(argument);
+    pthread_join(other, NULL);
+}
+
+static float *numbers(int64_t count)
+{
+    float *made = malloc((size_t)count * sizeof(float));
+    for (int64_t i = 0; i < count; ++i) made[i] = (float)drawn(-8, 8) / 4;
+    return made;
+}
+
+static struct layout layout(int64_t features, int64_t positions, int features_last)
+{
+    if (features_last && positions > 1 && features > 1) return (struct layout){1, features * positions, features};
+    if (positions == 1) return (struct layout){1, features, 0};
+    return (struct layout){positions, features * positions, 1};
+}
+
+static int check(int instruction_set, int threads)
+{
+    int64_t rows = drawn(1, 70), features = drawn(1, 90), images = drawn(1, 3), positions = drawn(1, drawn(0, 1) ? 9 : 200);
+    int64_t zeros = drawn(0, 100), entries = 0;
+    float *dense = numbers(rows * features), *bias = numbers(rows), *x = numbers(images * features * positions);
+    float *y = numbers(images * rows * positions);
+    for (int64_t i = 0; i < rows * features; ++i) {
+        if (drawn(0, 99) < zeros) dense[i] = 0;
+        entries += dense[i] != 0;
+    }
+    int32_t *starts = malloc((size_t)(rows + 1) * sizeof(int32_t)), *columns = malloc((size_t)entries * sizeof(int32_t));
+    float *values = malloc((size_t)entries * sizeof(float));
+    entries = 0;
+    for (int64_t r = 0; r < rows; ++r) {
+        starts[r] = (int32_t)entries;
+        for (int64_t f = 0; f < features; ++f)
+            if (dense[r * features + f] != 0) {
+                columns[entries] = (int32_t)f;
+                values[entries++] = dense[r * features + f];
+            }
+    }
+    starts[rows] = (int32_t)entries;
+    struct product p = {rows, features, starts, columns, values, drawn(0, 1) ? bias : NULL, drawn(0, 1), x, y,
+                        layout(features, positions, (int)drawn(0, 1)), layout(rows, positions, (int)drawn(0, 1)), images, positions};
+    int wrong = sparsebench_csr_product(&p, instruction_set, threads, in_two_threads);
+    for (int64_t b = 0; b < images; ++b)
+        for (int64_t r = 0; r < rows; ++r)
+            for (int64_t n = 0; n < positions; ++n) {
+                /* Multiples of 1/16: exact in any order. */
+                float sum = p.bias ? bias[r] : 0;
+                for (int64_t f = 0; f < features; ++f)
+                    sum += dense[r * features + f] * x[b * p.x_layout.image + f * p.x_layout.feature + n * p.x_layout.position];
+                if (p.rectify && sum < 0) sum = 0;
+                wrong |= y[b * p.y_layout.image + r * p.y_layout.feature + n * p.y_layout.position] != sum;
+            }
+    free(dense), free(bias), free(x), free(y), free(starts), free(columns), free(values);
+    return wrong;
+}
+
+int main(void)
+{
+    int sets = sparsebench_instruction_sets(), checked = 0;
+    for (int set = 0; set < 3; ++set)
+        for (int trial = 0; (sets >> set & 1) && trial < 150; ++trial, ++checked)
+            if (check(set, 1 + trial % 2)) {
+                printf("instruction set %d, trial %d: wrong\n", set, trial);
+                return 1;
+            }
+    free_scratch(pthread_getspecific(scratch_key)); /* the main thread ends without it */
+    printf("%d products\n", checked);
+    return 0;
+}
