@@ -265,7 +265,13 @@ def test_two_drivers_at_once_share_a_study_without_doing_a_run_twice(tmp_path: P
 def test_interrupted_study_says_how_to_go_on(tmp_path: Path) -> None:
     lab = make_lab(tmp_path, [0, 1])
     driver = subprocess.Popen(
-        lab.command(), env=lab.environment({"0": "slow", "1": "slow"}), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        lab.command(),
+        env=lab.environment({"0": "slow", "1": "slow"}),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Where the tests run in a shell's background, their children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(lambda: list(lab.results.glob("runs/*/checkpoint.pt")))
     driver.send_signal(signal.SIGINT)
