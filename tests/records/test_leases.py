@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,6 +163,22 @@ def test_many_at_once_one_holds(run: Path, machines: Callable[[str], None]) -> N
     assert leases_of(run) == []
 
 
+def test_folder_that_another_removes_just_after_it_was_made_is_no_error(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Path.mkdir
+
+    def make_and_lose(path: Path, *arguments: Any, **named: Any) -> None:
+        make(path, *arguments, **named)
+        if path.name == "one":
+            path.rmdir()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", make_and_lose)
+        with Leases().hold(run) as ours:
+            assert not ours
+    with Leases().hold(run) as ours:
+        assert ours
+
+
 def test_result_of_a_lost_run_is_not_written(run: Path, machines: Callable[[str], None]) -> None:
     late = Leases(heartbeat=SOON)
     folder = RunFolder(run, late)
@@ -189,7 +206,7 @@ def test_lease_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "leases").write_text("")
     with (
-        pytest.raises(SparsebenchError, match=r"^cannot create folder \S+leases/one: Not a directory$"),
+        pytest.raises(SparsebenchError, match=r"^cannot write the lease of \S+runs/one: Not a directory$"),
         Leases().hold(tmp_path / "runs" / "one"),
     ):
         pass

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sparsebench.atomic import make_directory
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.claims import ClaimLostError
 from sparsebench.records.locking import locked
@@ -146,20 +145,22 @@ class _Lease:
 def _take(path: Path, is_over: Callable[[Path], bool]) -> _Lease | None:
     """Make the next lease, where there is none or the latest is over; None where somebody holds it."""
     folder = path.parent.with_name("leases") / path.name
-    make_directory(folder)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         latest = max(_numbers(folder), default=0)
         if latest and not is_over(folder / str(latest)):
             return None
         lease = _Lease(folder / str(latest + 1), f"{_boot()} {secrets.token_hex(8)}")
         with lease.file.open("x") as file:
             file.write(lease.text)
+        # Between our look and our file another may have been made, held, followed and given back.
+        if max(_numbers(folder), default=0) != latest + 1:
+            lease.file.unlink(missing_ok=True)
+            return None
     except (FileExistsError, FileNotFoundError):
-        return None  # made or given back just now: whoever asks again learns which
-    # Between our look and our file another may have been made, held and followed.
-    if max(_numbers(folder), default=0) > latest + 1:
-        lease.file.unlink(missing_ok=True)
-        return None
+        if folder.is_file():
+            raise
+        return None  # made or given back just now, the folder even while we made it: whoever asks again learns which
     return lease
 
 
