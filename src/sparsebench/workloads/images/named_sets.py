@@ -120,8 +120,8 @@ def _small(name: str, model: str) -> InMemoryImages:
         recipe=recipe.recipe(sum(chosen.counts) - chosen.validation),
         read=functools.partial(_read_small, name),
         network=model,
-        flip=chosen.flip,
-        max_shift=chosen.max_shift,
+        flip=chosen.flip and recipe.augmented,
+        max_shift=chosen.max_shift if recipe.augmented else 0,
     )
 
 
@@ -180,7 +180,7 @@ def images_workload(argument: str) -> ImageWorkload:
         read=read,
         network=model,
         flip=False,
-        max_shift=2,
+        max_shift=2 if recipe.augmented else 0,
     )
 
 
@@ -191,7 +191,7 @@ def _summary(summary: str, name: str, model: str, published: Mapping[str, float]
 
 def _recipe_name(name: str, model: str) -> str:
     if model.startswith("lenet"):
-        return "lenet"
+        return model
     if takes_photographs(model) and name == "images":
         return "large-images"
     if not name.startswith("cifar"):

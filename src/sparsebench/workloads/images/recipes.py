@@ -24,12 +24,14 @@ class ReferenceRecipe:
         settings: Fields of `Recipe`; lengths may stand in epochs.
         published: Dense test accuracy in per cent, by workload.
         source: Where both stand; empty where the recipe is ours.
+        augmented: Whether training images are moved and mirrored as the set allows.
     """
 
     revision: int
     settings: dict[str, Any]
     published: dict[str, float]
     source: str
+    augmented: bool
 
     def recipe(self, training_examples: int) -> Recipe:
         """The recipe for so many training images."""
@@ -50,4 +52,10 @@ def reference_recipe(name: str) -> ReferenceRecipe:
         (0.5, 0.75)
     """
     entry = yaml.safe_load((files(__package__) / "recipes.yaml").read_text(encoding="utf-8"))[name]
-    return ReferenceRecipe(entry["revision"], entry["recipe"], entry.get("published", {}), entry.get("source", ""))
+    return ReferenceRecipe(
+        revision=entry["revision"],
+        settings=entry["recipe"],
+        published=entry.get("published", {}),
+        source=entry.get("source", ""),
+        augmented=entry.get("augmented", True),
+    )
