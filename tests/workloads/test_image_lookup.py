@@ -87,7 +87,7 @@ def test_revision_stands_for_the_images(tmp_path: Path, monkeypatch: pytest.Monk
         in_memory._prepared.cache_clear()
         revisions.append(WORKLOADS.get("mnist/lenet-300-100").revision)
     assert revisions[0] == revisions[1] != revisions[2]
-    assert revisions[0] >> 48 == 1
+    assert revisions[0] >> 48 == 2
 
 
 def test_names_are_a_set_and_a_model() -> None:
