@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "registry": {"errors"},
     "sparsifiers": BASE,
-    "workloads": BASE,
+    "workloads": BASE | {"atomic"},
     "accounting": BASE,
     "atomic": {"errors"},
     "storage": {"errors", "atomic"},

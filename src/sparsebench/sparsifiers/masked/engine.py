@@ -297,28 +297,17 @@ class MaskedSparsifier:
         if self._alone and self._step + 1 < self._busy_at:
             return
         self._take_gradients()
-        if not self._alone or self._schedule.updates_at(self._step + 1) or self._regrows_at(self._step + 1):
+        if not self._alone or self._moves_at(self._step + 1):
             self._weights.mask_gradients()
 
-    def _regrows_at(self, step: int) -> bool:
-        return self._regrowth is not None and self._regrowth.updates_at(step)
+    def _moves_at(self, step: int) -> bool:
+        return self._schedule.updates_at(step) or (self._regrowth is not None and self._regrowth.updates_at(step))
 
     def _after_step(self) -> None:
         self._step += 1
         self._weights.zero()
-        if self._step >= self._busy_at:
-            self._do_what_is_due()
-            self._busy_at = self._next_busy_step()
-
-    def _next_busy_step(self) -> int:
-        """The next step that is no plain one, or that before which gradients are looked at."""
-        step = self._step + 1
-        if self._movement is None or self._movement.momentum is None:
-            while step % FINITE_EVERY and not self._schedule.updates_at(step) and not self._regrows_at(step):
-                step += 1
-        return step
-
-    def _do_what_is_due(self) -> None:
+        if self._step < self._busy_at:
+            return
         if self._schedule.updates_at(self._step):
             self._update()
         elif self._step % FINITE_EVERY == 0 and not self._weights.spread:  # there all processes would have to talk to each other
@@ -326,6 +315,14 @@ class MaskedSparsifier:
         if self._movement is not None and (moved := self._movement.finish()):
             masks = self._weights.masks
             self._install([moved[position] if position in moved else mask.bool() for position, mask in enumerate(masks)])
+        self._busy_at = self._next_busy_step()
+
+    def _next_busy_step(self) -> int:
+        step = self._step + 1
+        if self._movement is None or self._movement.momentum is None:  # which takes in the gradients of every step
+            while step % FINITE_EVERY and not self._moves_at(step):
+                step += 1
+        return step
 
     @torch.no_grad()
     def _update(self) -> None:
