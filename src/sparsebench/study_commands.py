@@ -49,6 +49,9 @@ def study_plan(
 
     Example: sparsebench study plan quickstart --only method=magnitude
     """
+    from sparsebench.training.start_up import set_up_process
+
+    set_up_process()  # before torch is loaded: steps are timed here as workers will take them
     from sparsebench.studies.calibration import cores
     from sparsebench.studies.forecast import forecast_runs
     from sparsebench.studies.plan import plan_runs

@@ -14,6 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, TypeVar
 
+from sparsebench.training.start_up import retains_memory, set_up_process
+
 __all__ = ["Workers"]
 
 T = TypeVar("T")
@@ -26,6 +28,7 @@ class Workers:
         self._all: list[ProcessPoolExecutor] = []
         self._idle: list[ProcessPoolExecutor] = []
         self._ready: dict[ProcessPoolExecutor, float] = {}
+        retains_memory()  # a mistake in it is told here, not by processes that die of it
         self._environment = _one_thread_environment()
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> tuple[ProcessPoolExecutor, Future[T]]:
@@ -73,6 +76,7 @@ def _processes(worker: ProcessPoolExecutor) -> list[multiprocessing.Process]:
 
 
 def _begin_worker() -> None:
+    set_up_process()
     # Ctrl-C reaches the whole process group; the driver decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -29,6 +29,7 @@ from sparsebench.studies.executors.executor import (
 from sparsebench.studies.executors.local import LocalProcesses
 from sparsebench.training.config import RunConfig
 from sparsebench.training.parent import ancestors
+from sparsebench.training.start_up import set_up_process
 
 __all__ = ["RayTasks"]
 
@@ -184,6 +185,7 @@ def _write(folder: RunFolder, files: Files) -> None:
 
 def _train(config: dict[str, Any], earlier: Mapping[str, Files], run_timeout: float | None) -> tuple[Outcome, Files]:
     """In a task: train in a folder of this node, and give back what lies in it."""
+    set_up_process()
     checked = RunConfig.model_validate(config)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as place:
