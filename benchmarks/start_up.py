@@ -79,7 +79,9 @@ def main() -> None:
                     rows.append(allocator_row(network, precision, threads, found))
                     record["rows"][f"{network} {precision} {threads}"] = found
             elif network in IMAGES:
-                ways = {f"{p} {f}": ["--precision", p, "--format", f] for p in PRECISIONS for f in ("contiguous", "channels_last")}
+                ways = {
+                    f"{p} {f}": ["--precision", p, "--format", f] for p in PRECISIONS for f in ("contiguous", "channels_last")
+                }
                 found = measure(network, ways, threads, given.seconds, given.rounds)
                 rows.append(formats_row(network, threads, found))
                 record["rows"][f"{network} {threads}"] = found
@@ -87,7 +89,12 @@ def main() -> None:
     if given.section == "allocator":
         header = ["network", "precision", "threads", "system, ms", "retained, ms", "times faster", "peak memory, x"]
     else:
-        header = ["network", "threads", *(f"{p}, {f}, ms" for p in PRECISIONS for f in ("contiguous", "channels_last")), "best, x"]
+        header = [
+            "network",
+            "threads",
+            *(f"{p}, {f}, ms" for p in PRECISIONS for f in ("contiguous", "channels_last")),
+            "best, x",
+        ]
     print(table(header, rows))
 
 

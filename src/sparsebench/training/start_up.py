@@ -1,8 +1,9 @@
-"""What a process that only trains sets up for itself: how it holds memory, how its threads wait. Importing sparsebench does neither.
+"""What a process that only trains sets up for itself: how it holds memory, how its threads wait. No import of sparsebench does.
 
-A training step frees and asks for the same large tensors again and again. The C library gives them back to the system each time and
-gets them as new pages, which costs more than many a layer. A process that retains what it freed is spared that. It is a decision
-for a whole process, so that only programs make it: `sparsebench train`, workers of studies, benchmarks. No run's numbers change.
+A training step frees and asks for the same large tensors again and again. The C library gives them back to the system each time
+and gets them as new pages, which costs more than many a layer. A process that retains what it freed is spared that. It is a
+decision for a whole process, so that only programs make it: `sparsebench train`, workers of studies, benchmarks. No run's numbers
+change.
 """
 
 from __future__ import annotations
