@@ -31,29 +31,29 @@ def measure(network: str, ways: dict[str, list[str]], threads: int, seconds: flo
     return found
 
 
-def median(rounds: list[dict[str, Any]]) -> float:
-    """Milliseconds of a step: the median over rounds of each round's median."""
-    return statistics.median(one["median"] for one in rounds)
+def median(rounds: list[dict[str, Any]], of: str) -> float:
+    """Over rounds: of "median", each round's median step in milliseconds, "processor" (the same, mean), "peak" in bytes."""
+    return statistics.median(one[of] or 0.0 for one in rounds)
 
 
-def shown(rounds: list[dict[str, Any]]) -> str:
-    """Median (least and greatest median of a round)."""
-    medians = [one["median"] for one in rounds]
-    return f"{statistics.median(medians):.3g} ({min(medians):.3g}-{max(medians):.3g})"
+def shown(rounds: list[dict[str, Any]], clock: str) -> str:
+    """Median (least and greatest of a round)."""
+    times = [one[clock] for one in rounds]
+    return f"{statistics.median(times):.3g} ({min(times):.3g}-{max(times):.3g})"
 
 
-def allocator_row(network: str, precision: str, threads: int, found: Times) -> list[str]:
+def allocator_row(network: str, precision: str, threads: int, found: Times, clock: str) -> list[str]:
     """With the system's allocator, retained, how many times faster, and the highest memory as a multiple."""
     system, retain = found["system"], found["retain"]
-    peaks = [statistics.median(one["peak"] or 0 for one in rounds) for rounds in (retain, system)]
-    more = f"{peaks[0] / peaks[1]:.2f}" if peaks[1] else ""
-    return [network, precision, str(threads), shown(system), shown(retain), f"{median(system) / median(retain):.2f}", more]
+    faster = median(system, clock) / median(retain, clock)
+    more = median(retain, "peak") / (median(system, "peak") or 1.0)
+    return [network, precision, str(threads), shown(system, clock), shown(retain, clock), f"{faster:.2f}", f"{more:.2f}"]
 
 
-def formats_row(network: str, threads: int, found: Times) -> list[str]:
+def formats_row(network: str, threads: int, found: Times, clock: str) -> list[str]:
     """Each way, and how many times faster than the first the best is."""
-    base, best = median(next(iter(found.values()))), min(median(rounds) for rounds in found.values())
-    return [network, str(threads), *(shown(rounds) for rounds in found.values()), f"{base / best:.2f}"]
+    times = [median(rounds, clock) for rounds in found.values()]
+    return [network, str(threads), *(shown(rounds, clock) for rounds in found.values()), f"{times[0] / min(times):.2f}"]
 
 
 def main() -> None:
@@ -64,6 +64,12 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--seconds", type=float, default=3.0, help="of each process (default: 3)")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each row and way (default: 3)")
+    parser.add_argument(
+        "--clock",
+        choices=["median", "processor"],
+        default="median",
+        help="of a step: its median time, or its mean processor time, which other work on the machine disturbs less (one thread)",
+    )
     parser.add_argument("--json", type=Path, help="also write what was measured to this file")
     given = parser.parse_args()
     about = facts(max(given.threads))
@@ -76,14 +82,14 @@ def main() -> None:
                 for precision in PRECISIONS:
                     ways = {name: ["--precision", precision, "--allocator", name] for name in ("system", "retain")}
                     found = measure(network, ways, threads, given.seconds, given.rounds)
-                    rows.append(allocator_row(network, precision, threads, found))
+                    rows.append(allocator_row(network, precision, threads, found, given.clock))
                     record["rows"][f"{network} {precision} {threads}"] = found
             elif network in IMAGES:
                 ways = {
                     f"{p} {f}": ["--precision", p, "--format", f] for p in PRECISIONS for f in ("contiguous", "channels_last")
                 }
                 found = measure(network, ways, threads, given.seconds, given.rounds)
-                rows.append(formats_row(network, threads, found))
+                rows.append(formats_row(network, threads, found, given.clock))
                 record["rows"][f"{network} {threads}"] = found
             write_json(given.json, record)
     if given.section == "allocator":

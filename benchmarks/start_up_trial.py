@@ -78,12 +78,13 @@ def main() -> None:
     for _ in range(3):
         step()
     times: list[float] = []
-    begin = time.perf_counter()
+    begin, processor = time.perf_counter(), time.process_time()
     while time.perf_counter() - begin < arguments.seconds or len(times) < 5:
         began = time.perf_counter()
         step()
         times.append(time.perf_counter() - began)
-    print(json.dumps(spread(times) | {"peak": _peak_bytes()}))
+    processor = (time.process_time() - processor) / len(times)
+    print(json.dumps(spread(times) | {"processor": processor * 1e3, "peak": _peak_bytes()}))
 
 
 def _peak_bytes() -> int | None:
