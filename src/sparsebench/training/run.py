@@ -158,7 +158,7 @@ def _train(
         metric=workload.metric,
         steps=config.recipe.steps,
         seconds=state.seconds,
-        processor_seconds=state.processor_seconds,
+        processor_seconds=sum(where.gathered(state.processor_seconds)),
         peak_memory_bytes=state.peak_memory_bytes,
         dense_multiply_adds=sum(forward.values()),
         training_multiply_adds=cost.multiply_adds,
