@@ -34,6 +34,7 @@ from sparsebench.training.loop import Observer, Progress, TrainingState, run_ste
 from sparsebench.training.memory import PeakMemory
 from sparsebench.training.parent import inherit
 from sparsebench.training.precision import precision
+from sparsebench.training.start_up import settings_in_force
 from sparsebench.training.warm_up import warm_up
 from sparsebench.workloads.placement import device_of
 from sparsebench.workloads.registry import WORKLOADS
@@ -157,7 +158,7 @@ def _train(
         metric=workload.metric,
         steps=config.recipe.steps,
         seconds=state.seconds,
-        processor_seconds=state.processor_seconds,
+        processor_seconds=sum(where.gathered(state.processor_seconds)),
         peak_memory_bytes=state.peak_memory_bytes,
         dense_multiply_adds=sum(forward.values()),
         training_multiply_adds=cost.multiply_adds,
@@ -270,6 +271,7 @@ def _environment(recipe: Recipe, workload: Workload, where: Devices) -> dict[str
             "machine": f"{platform.system()} {platform.machine()}",
             "threads": str(recipe.threads),
         }
+        | settings_in_force()
         | ({"batch norm": batch_norm} if recipe.batch_norm_batches else {})
         | ({"processes": str(where.processes)} if where.processes > 1 else {})
         | ({"device": torch.cuda.get_device_name(where.device)} if where.device.type == "cuda" else {})
