@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"errors", "atomic", "records"},
     "training": BASE | {"atomic", "sparsifiers", "workloads", "accounting", "storage", "records"},
     "integrations": {"errors", "sparsifiers"},
-    "inference": {"errors", "accounting"},
+    "inference": {"errors", "atomic", "accounting", "sparsifiers"},
     "studies": BASE | {"atomic", "sparsifiers", "workloads", "records", "training"},
     "terminal": {"errors", "records", "analysis", "training", "studies"},
     "environment_options": set(),
