@@ -25,15 +25,18 @@ ALLOWED: dict[str, set[str]] = {
     "training": BASE | {"atomic", "sparsifiers", "workloads", "accounting", "storage", "records"},
     "integrations": {"errors", "sparsifiers"},
     "inference": {"errors", "atomic", "accounting", "sparsifiers"},
+    "deployment": {"errors", "atomic", "workloads", "storage", "records", "inference"},
     "studies": BASE | {"atomic", "sparsifiers", "workloads", "records", "training"},
     "terminal": {"errors", "records", "analysis", "training", "studies"},
     "environment_options": set(),
     "study_commands": {"errors", "terminal", "environment_options", "records", "analysis", "studies"},
+    "network_commands": {"terminal", "environment_options", "deployment"},
     "cli": BASE
     | {
         "terminal",
         "environment_options",
         "study_commands",
+        "network_commands",
         "storage",
         "records",
         "analysis",
