@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def _write_onnx(network: FinishedNetwork, target: Path) -> str:
 def _write_program(network: FinishedNetwork, target: Path) -> str:
     example = network.workload.example_input(EXAMPLES)
     program = export_program(network.model, example.arguments, dynamic=example.dynamic)
-    with atomic_file(target) as file:
+    with atomic_file(target) as file, warnings.catch_warnings():
+        # Of weights in the memory format that convolutions prefer; they are saved as they are.
+        warnings.simplefilter("ignore")
         torch.export.save(program, file)
     return f"{target.stat().st_size:,} bytes"
 
