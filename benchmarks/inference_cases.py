@@ -26,6 +26,9 @@ BATCHES = [1, 32, 256]
 # Inputs, outputs, height and width, images.
 POINTWISE = [(256, 64, 56, 1), (512, 512, 14, 1), (1024, 256, 14, 1), (1024, 256, 14, 16)]
 
+# Tokens of Multi30k's vocabulary.
+MULTI30K = 4000
+
 ELEMENTS, BLOCKS, SPARSELAB = "single weights", "blocks of 16 outputs", "sparselab"
 Way = Callable[[], Any]
 
@@ -95,8 +98,8 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.whole = Transformer(8000, SIZES["base"])
-        self.whole.decoder = nn.ModuleList()
+        self.whole = Transformer(32_000, SIZES["base"])
+        self.whole.decoder, self.whole.softmax = nn.ModuleList(), nn.Identity()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         mask = (tokens != PADDING)[:, None, None, :]
@@ -114,7 +117,7 @@ def translate(model: Transformer, source: torch.Tensor) -> list[list[int]]:
 def sentences(number: int) -> torch.Tensor:
     """Tokens of sentences as long as Multi30k's: 14 tokens on average, 5 to 30."""
     lengths = (14 + 4 * torch.randn(number)).round().clamp(5, 30).long()
-    tokens = torch.randint(3, 8000, (number, int(lengths.max())))
+    tokens = torch.randint(3, MULTI30K, (number, int(lengths.max())))
     return tokens.masked_fill(torch.arange(tokens.shape[1]) >= lengths[:, None], PADDING)
 
 
@@ -132,11 +135,11 @@ NETWORK_CASES = [
     Case("digits network, batch 128", DIGITS.build_model, images(128, 8, 1)),
     Case("ResNet-20, 32 px, batch 1", _image_network("resnet-20", 32, 10), images(1, 32)),
     Case("ResNet-20, 32 px, batch 128", _image_network("resnet-20", 32, 10), images(128, 32)),
-    Case("Transformer base encoder, 1 x 16 tokens", Encoder, lambda: (torch.randint(3, 8000, (1, 16)),)),
-    Case("Transformer base encoder, 16 x 64 tokens", Encoder, lambda: (torch.randint(3, 8000, (16, 64)),)),
+    Case("Transformer base encoder, 1 x 16 tokens", Encoder, lambda: (torch.randint(3, 32_000, (1, 16)),)),
+    Case("Transformer base encoder, 16 x 64 tokens", Encoder, lambda: (torch.randint(3, 32_000, (16, 64)),)),
     Case(
         "beam-4 decoding, small Transformer, 64 sentences",
-        lambda: Transformer(8000, SIZES["small"]),
+        lambda: Transformer(MULTI30K, SIZES["small"]),
         lambda: (sentences(64),),
         use=translate,
     ),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from finished_runs import finished
+from finished_runs import answer, finished
 
-from sparsebench import cli
 from sparsebench.deployment.export import export_model
 from sparsebench.deployment.networks import finished_network
 from sparsebench.errors import SparsebenchError
@@ -57,13 +56,7 @@ def test_other_endings_are_refused(run: Path, tmp_path: Path, name: str) -> None
 
 
 def test_command(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    def ask(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sparsebench", "export-model", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        text = capfd.readouterr()
-        return int(ended.value.code or 0), text.out, text.err
-
+    ask = partial(answer, monkeypatch, capfd, "export-model")
     path = tmp_path / "model.pt2"
     status, out, err = ask(run, path)
     assert (status, err) == (0, "")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from finished_runs import finished
+from finished_runs import answer, finished
 from torch import nn
 
-from sparsebench import cli
 from sparsebench.deployment import latency as latency_module
 from sparsebench.deployment.latency import LatencySettings, measure_latency, measure_runs, take_turns
 from sparsebench.deployment.networks import FinishedNetwork, finished_network
@@ -230,13 +229,7 @@ def test_two_at_once_are_refused(results: Path) -> None:
 
 
 def test_command(results: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    def ask(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sparsebench", "latency", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        text = capfd.readouterr()
-        return int(ended.value.code or 0), text.out, text.err
-
+    ask = partial(answer, monkeypatch, capfd, "latency")
     measure = (results, "--batch", 3, "--threads", 1, "--seconds", 0.01)
     status, out, err = ask(*measure)
     assert (status, err) == (0, "")
