@@ -35,8 +35,10 @@ def latency(
     settings = LatencySettings(batch, threads or torch.get_num_threads(), seconds)
     with terminal.counting("latency", "networks") as progress:
         summary = measure_runs(directory, settings, again=again, begin=progress.begin, done=progress.done)
-    for run_id, reason in summary.failed.items():
-        terminal.say(f"run {run_id} was not measured: {reason}")
+    for reason in dict.fromkeys(summary.failed.values()):
+        first, *others = (run_id for run_id, its in summary.failed.items() if its == reason)
+        more = f" and {len(others):,} more" if others else ""
+        terminal.say(f"run {first}{more} could not be measured: {reason}")
     how = f"batch {batch}, threads {settings.threads}"
     terminal.say(f"{summary.measured:,} networks measured ({how}), {summary.present:,} had been before; results: {directory}")
     if summary.failed:

@@ -10,13 +10,12 @@ import torch
 from torch import nn
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.records.run_folder import RunFolder
 from sparsebench.storage import inspect, load_compressed
 from sparsebench.workloads.registry import WORKLOADS
 from sparsebench.workloads.workload import ExampleInput, ShowsUse
 
 __all__ = ["FinishedNetwork", "finished_network"]
-
-CHECKPOINT = "model.safetensors"
 
 
 class FinishedNetwork(NamedTuple):
@@ -45,9 +44,9 @@ def finished_network(source: Path) -> FinishedNetwork:
         SparsebenchError: There is no such file, it is damaged or tells no workload of this installation, or the weights are
             those of another network.
     """
-    path = source / CHECKPOINT if source.is_dir() else source
+    path = RunFolder(source).model_path if source.is_dir() else source
     if not path.exists():
-        raise SparsebenchError(f"there is no {path}: expected the folder of a finished run, or its {CHECKPOINT}")
+        raise SparsebenchError(f"there is no {path}: expected the folder of a finished run, or its model.safetensors")
     name = (inspect(path).config or {}).get("workload")
     if not isinstance(name, str):
         raise SparsebenchError(
