@@ -19,7 +19,7 @@ from sparsebench.inference.export import export_onnx
 from sparsebench.inference.layers import SparseLinear
 from sparsebench.workloads.images.digits import DIGITS
 from sparsebench.workloads.images.networks import BasicBlock, make_network
-from sparsebench.workloads.translation.transformer import Size, Transformer
+from sparsebench.workloads.translation.transformer import Memory, Size, Transformer
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -134,6 +134,32 @@ def test_transformer_with_teacher_forcing(tmp_path: Path) -> None:
     # The embedding and the softmax share a matrix, whose zeros are counted once.
     weights = {id(p): p for p in model.parameters() if p.dim() > 1}
     assert written.zeros == sum(int((p == 0).sum()) for p in weights.values())
+
+
+class Encoding(nn.Module):
+    """What a translation network's decoder reads, for a program that decodes by itself: keys and values of each layer, a mask."""
+
+    def __init__(self, translation: Transformer) -> None:
+        super().__init__()
+        self.translation = translation
+
+    def forward(self, source: torch.Tensor) -> Memory:
+        return self.translation.encode(source)
+
+
+def test_encoder_alone(tmp_path: Path) -> None:
+    model = Encoding(pruned(Transformer(50, Size(width=16, feed_forward=32, heads=2, layers=1))))
+    path = tmp_path / "model.onnx"
+    dynamic = {"source": {0: "sentences", 1: "positions"}}
+    export_onnx(model, torch.randint(3, 50, (1, 5)), path, dynamic=dynamic)
+    source = torch.randint(3, 50, (3, 8))
+    source[1, 6:] = 0  # padding
+    keys, values, mask = run(path, source)
+    with torch.no_grad():
+        expected = model.eval()(source)
+    torch.testing.assert_close(keys, expected.layers[0].keys, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(values, expected.layers[0].values, rtol=1e-4, atol=1e-5)
+    assert torch.equal(mask, expected.mask)
 
 
 class Recurrent(nn.Module):
