@@ -61,7 +61,9 @@ def after_a_pause(ways: Mapping[str, Callable[[], Any]], rounds: int, seconds: f
 def measure(case: Case, section: str, sparsities: list[float], threads: int, rounds: int, seconds: float) -> dict[str, Any]:
     """Time one case in every way there is."""
     inputs = case.inputs()
+    begin = time.perf_counter()
     dense = dense_ways(Dense(case, pruned(case.build(), 0.0), inputs, threads), say)
+    prepared = time.perf_counter()
     ways: dict[tuple[str, str], Callable[[], Any]] = {("dense", name): way for name, way in dense.items()}
     layers: dict[str, dict[str, str]] = {}
     for name, make in case.sparse_ways(inputs).items():
@@ -70,7 +72,12 @@ def measure(case: Case, section: str, sparsities: list[float], threads: int, rou
             ways[name, str(sparsity)] = case.way(network, inputs)
             choices = getattr(network, "sparse_choices", ())
             layers.setdefault(name, {})[str(sparsity)] = f"{sum(choice.sparse for choice in choices)} of {len(choices)}"
+    compiled = time.perf_counter()
     times = after_a_pause(ways, rounds, seconds)
+    ended = time.perf_counter()
+    say(
+        f"{case.title}: {prepared - begin:.0f} s for other runtimes, {compiled - prepared:.0f} s for ours, {ended - compiled:.0f} s timed"
+    )
     sparse: dict[str, dict[str, list[float]]] = {}
     for (name, sparsity), values in times.items():
         if name != "dense":
@@ -101,7 +108,7 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
     if chosen.quick:
         cases = [next(one for one in cases if one[0] == section) for section in chosen.sections]
     for section, case in cases:
-        begin, reason = time.perf_counter(), missing(case)
+        reason = missing(case)
         if reason is not None:
             say(f"{case.title} is left out: {reason}")
             continue
@@ -111,7 +118,6 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
             record["cases"].append(measure(case, section, sparsities, chosen.threads, chosen.repetitions, seconds))
         write_json(chosen.json, record)
         gc.collect()
-        say(f"{case.title}: {time.perf_counter() - begin:.0f} s")
     return record
 
 
