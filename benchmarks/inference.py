@@ -75,9 +75,8 @@ def measure(case: Case, section: str, sparsities: list[float], threads: int, rou
     compiled = time.perf_counter()
     times = after_a_pause(ways, rounds, seconds)
     ended = time.perf_counter()
-    say(
-        f"{case.title}: {prepared - begin:.0f} s for other runtimes, {compiled - prepared:.0f} s for ours, {ended - compiled:.0f} s timed"
-    )
+    parts = (prepared - begin, compiled - prepared, ended - compiled)
+    say("{}: {:.0f} s for the dense networks, {:.0f} s for the sparse ones, {:.0f} s timed".format(case.title, *parts))
     sparse: dict[str, dict[str, list[float]]] = {}
     for (name, sparsity), values in times.items():
         if name != "dense":
@@ -128,7 +127,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="TEXT", help='only rows with this in their name, such as "ResNet-50"')
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads (default: as many as there are cores)")
     parser.add_argument("--repetitions", type=int, default=100, help="rounds of a row at most (default 100)")
-    parser.add_argument("--seconds", type=float, default=8, help="seconds of a network, half as many of a layer (default 8)")
+    parser.add_argument("--seconds", type=float, default=6, help="seconds of a network, half as many of a layer (default 6)")
     parser.add_argument("--json", type=Path, help="write everything measured to this file")
     parser.add_argument("--show", type=Path, metavar="JSON", help="measure nothing: print the tables of an earlier run")
     parser.add_argument("--figure", type=Path, help="draw the networks into this file, .svg or .png")

@@ -70,6 +70,8 @@ def onnx_runtime_int8(dense: Dense) -> Way:
     """ONNX Runtime with weights and activations in int8: its static quantization, scales from the input itself."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
+    logging.getLogger().setLevel(logging.ERROR)  # it warns of every vector of weights
+
     class Once(CalibrationDataReader):
         def __init__(self, inputs: dict[str, Any]) -> None:
             self.left = [inputs]
@@ -152,8 +154,10 @@ RUNTIMES: dict[str, Runtime] = {
 
 
 def installed() -> list[str]:
-    """Names of the runtimes that can be used here."""
-    return [name for name, runtime in RUNTIMES.items() if all(find_spec(package) for package in runtime.packages)]
+    """Names of the runtimes that can be used here; one for int8, the last, because quantizing takes long."""
+    found = [name for name, runtime in RUNTIMES.items() if all(find_spec(package) for package in runtime.packages)]
+    quantized = [name for name in found if RUNTIMES[name].precision == INT8]
+    return [name for name in found if name not in quantized[:-1]]
 
 
 def dense_ways(dense: Dense, say: Callable[[str], None]) -> dict[str, Way]:
