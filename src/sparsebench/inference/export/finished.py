@@ -23,8 +23,9 @@ def finished_copy(model: nn.Module) -> nn.Module:
         where = repr(name) if name else "the model"
         if isinstance(getattr(module, "activity", None), Activity):
             raise SparsebenchError(f"{where} still has noisy weights ({type(module).__name__}): call sparsifier.finalize() first")
-        if isinstance(module, SparseWeight):
+        if isinstance(module, SparseWeight) or any(choice.sparse for choice in vars(module).get("sparse_choices", ())):
             raise SparsebenchError(
-                f"{where} is a {type(module).__name__}, which runs here only: export the model that it was compiled from"
+                f"{where} ({type(module).__name__}) runs sparse, which is possible here only: export the model that it was "
+                "compiled from"
             )
     return copy.deepcopy(model).eval().requires_grad_(False)
