@@ -113,8 +113,7 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
             continue
         with torch.inference_mode():
             seconds = chosen.seconds / 2 if case.is_layer else chosen.seconds
-            sparsities = SPARSITIES[2:3] if chosen.quick else SPARSITIES
-            record["cases"].append(measure(case, section, sparsities, chosen.threads, chosen.repetitions, seconds))
+            record["cases"].append(measure(case, section, chosen.sparsities, chosen.threads, chosen.repetitions, seconds))
         write_json(chosen.json, record)
         gc.collect()
     return record
@@ -125,6 +124,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--only", default="", metavar="TEXT", help='only rows with this in their name, such as "ResNet-50"')
+    parser.add_argument("--sparsities", nargs="+", type=float, default=SPARSITIES, metavar="FRACTION", help="such as 0.9 0.95")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads (default: as many as there are cores)")
     parser.add_argument("--repetitions", type=int, default=100, help="rounds of a row at most (default 100)")
     parser.add_argument("--seconds", type=float, default=6, help="seconds of a network, half as many of a layer (default 6)")
@@ -134,7 +134,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one layer and the MLP at 90 %%: to see that it works")
     chosen = parser.parse_args(arguments)
     if chosen.quick:
-        chosen.seconds = min(chosen.seconds, 1.0)
+        chosen.seconds, chosen.sparsities = min(chosen.seconds, 1.0), [0.9]
     return chosen
 
 
