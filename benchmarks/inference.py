@@ -64,6 +64,7 @@ def measure(case: Case, section: str, sparsities: list[float], threads: int, rou
     begin = time.perf_counter()
     dense = dense_ways(Dense(case, pruned(case.build(), 0.0), inputs, threads), say)
     prepared = time.perf_counter()
+    say(f"{case.title}: {prepared - begin:.0f} s for the dense networks")
     ways: dict[tuple[str, str], Callable[[], Any]] = {("dense", name): way for name, way in dense.items()}
     layers: dict[str, dict[str, str]] = {}
     for name, make in case.sparse_ways(inputs).items():
@@ -73,10 +74,9 @@ def measure(case: Case, section: str, sparsities: list[float], threads: int, rou
             choices = getattr(network, "sparse_choices", ())
             layers.setdefault(name, {})[str(sparsity)] = f"{sum(choice.sparse for choice in choices)} of {len(choices)}"
     compiled = time.perf_counter()
+    say(f"{case.title}: {compiled - prepared:.0f} s for the sparse ones")
     times = after_a_pause(ways, rounds, seconds)
-    ended = time.perf_counter()
-    parts = (prepared - begin, compiled - prepared, ended - compiled)
-    say("{}: {:.0f} s for the dense networks, {:.0f} s for the sparse ones, {:.0f} s timed".format(case.title, *parts))
+    say(f"{case.title}: {time.perf_counter() - compiled:.0f} s timed")
     sparse: dict[str, dict[str, list[float]]] = {}
     for (name, sparsity), values in times.items():
         if name != "dense":
