@@ -1,4 +1,4 @@
-"""The command line: train, study, import, report, list, sql, export, compress, inspect, decompress."""
+"""The command line: train, study, import, report, list, sql, export, compress, inspect, decompress, latency, export-model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from sparsebench import study_commands, terminal
+from sparsebench import network_commands, study_commands, terminal
 from sparsebench.environment_options import Data, Device
 from sparsebench.errors import SparsebenchError
 
@@ -26,6 +26,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(study_commands.app, name="study")
+app.command("latency")(network_commands.latency)
+app.command("export-model")(network_commands.export_model)
 
 
 class Listing(str, Enum):

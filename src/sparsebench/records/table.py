@@ -20,7 +20,7 @@ from sparsebench.records.run_states import RunState, finished_states, imported_p
 
 __all__ = ["Tables", "open_tables", "read_imported"]
 
-_VERSION = 6  # of the tables: those that another release wrote are made again
+_VERSION = 7  # of the tables: those that another release wrote are made again
 _FINGERPRINT = b"sparsebench.fingerprint"
 _STUDY = b"sparsebench.study"
 
@@ -132,7 +132,7 @@ def _fingerprint(states: Mapping[str, RunState], imported: Path, study: str | No
     digest = hashlib.sha256(f"{_VERSION} {study}\n".encode())
     if imported.exists():
         states = {**states, imported.name: RunState.of(imported.stat())}
-    digest.update("".join(f"{name} {state.modified_ns} {state.size} {state.inode}\n" for name, state in states.items()).encode())
+    digest.update("".join(f"{name} {' '.join(map(str, state))}\n" for name, state in states.items()).encode())
     return digest.hexdigest().encode()
 
 
