@@ -110,6 +110,10 @@ def test_results_have_a_row_for_each_evaluation_split_and_metric(tmp_path: Path)
         "inference_cost": 0.25,
         "training_cost": 0.75,
         "file_bytes": 5,
+        "latency_ms": None,
+        "dense_latency_ms": None,
+        "latency_batch": None,
+        "latency_threads": None,
         "config": '{"method":"magnitude","parameters":{"sparsity":0.9},"seed":0}',
     }
     assert found[other.run_id, 1.0, "validation", "loss"]["value"] == 0.5
@@ -457,5 +461,5 @@ def test_lock_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 def test_schema_of_the_tables_is_what_the_rows_hold() -> None:
-    assert set(RESULTS_SCHEMA.names) == set(next(result_rows(record(), None, None)))
+    assert set(RESULTS_SCHEMA.names) == set(next(result_rows(record(), None, None, None)))
     assert set(LAYERS_SCHEMA.names) == set(next(layer_rows(record())))

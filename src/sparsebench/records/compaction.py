@@ -30,6 +30,9 @@ INDEX_SCHEMA = pa.schema(
         ("modified_ns", pa.int64()),
         ("size", pa.int64()),
         ("inode", pa.uint64()),
+        ("latency_modified_ns", pa.int64()),
+        ("latency_size", pa.int64()),
+        ("latency_inode", pa.uint64()),
         ("results", pa.int64()),  # how many rows it has in each table
         ("layers", pa.int64()),
         ("distributions", pa.int64()),
@@ -120,7 +123,8 @@ def _read(directory: Path, names: list[str], states: Mapping[str, RunState], stu
     folders = [RunFolder.of(directory, name) for name in names]
     records = [folder.read_result() for folder in folders]
     sizes = [folder.model_path.stat().st_size if folder.model_path.exists() else None for folder in folders]
-    results = [list(result_rows(record, study, size)) for record, size in zip(records, sizes, strict=True)]
+    latencies = [folder.read_latency() for folder in folders]
+    results = [list(result_rows(*one)) for one in zip(records, itertools.repeat(study), sizes, latencies)]
     layers = [list(layer_rows(record)) for record in records]
     distributions = [list(distribution_rows(record)) for record in records]
     index = {

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sparsebench.records.latency import LatencyRecord
 from sparsebench.records.schema import RunRecord, WeightHistogram, canonical_json, configuration_hash
 
 __all__ = [
@@ -43,6 +44,11 @@ RESULTS_SCHEMA = pa.schema(
         ("inference_cost", pa.float64()),  # multiply-adds as multiples of the dense network's, and of its training: theoretical
         ("training_cost", pa.float64()),
         ("file_bytes", pa.int64()),  # of the run's compressed checkpoint, at the evaluation whose network it holds: the first
+        # Measured later, of that network too: least time of one batch through compile_sparse, and in PyTorch.
+        ("latency_ms", pa.float64()),
+        ("dense_latency_ms", pa.float64()),
+        ("latency_batch", pa.int64()),  # examples
+        ("latency_threads", pa.int64()),
         ("config", pa.string()),
     ]
 )
@@ -86,13 +92,16 @@ SCHEMAS = {"results": RESULTS_SCHEMA, "layers": LAYERS_SCHEMA, "distributions": 
 """The tables of a results folder and their columns."""
 
 
-def result_rows(record: RunRecord, study: str | None, file_bytes: int | None) -> Iterator[dict[str, Any]]:
+def result_rows(
+    record: RunRecord, study: str | None, file_bytes: int | None, latency: LatencyRecord | None
+) -> Iterator[dict[str, Any]]:
     """The rows of a run in the table `results`.
 
     Args:
         record: The run.
         study: The study's name.
         file_bytes: The size of its compressed checkpoint; None where there is none.
+        latency: How fast its network is; None where that was not measured.
     """
     shared = {
         "run_id": record.run_id,
@@ -109,20 +118,36 @@ def result_rows(record: RunRecord, study: str | None, file_bytes: int | None) ->
         "training_cost": _ratio(record.training_multiply_adds, record.dense_training_multiply_adds),
         "config": canonical_json(record.config),
     }
+    of_checkpoint = {"file_bytes": file_bytes} | _latency(record, latency)
+    of_others = dict.fromkeys(of_checkpoint)
     for number, point in enumerate(record.points):
         for split, metrics in point.metrics.items():
             for metric, value in metrics.items():
-                yield shared | {
-                    "target_sparsity": point.target_sparsity,
-                    "sparsity": point.sparsity,
-                    "threshold": point.threshold,
-                    "inference_cost": _ratio(point.multiply_adds, record.dense_multiply_adds),
-                    "file_bytes": file_bytes if number == 0 else None,
-                    "split": split,
-                    "metric": metric,
-                    "primary_metric": metric == record.metric,
-                    "value": value,
-                }
+                yield (
+                    shared
+                    | (of_checkpoint if number == 0 else of_others)
+                    | {
+                        "target_sparsity": point.target_sparsity,
+                        "sparsity": point.sparsity,
+                        "threshold": point.threshold,
+                        "inference_cost": _ratio(point.multiply_adds, record.dense_multiply_adds),
+                        "split": split,
+                        "metric": metric,
+                        "primary_metric": metric == record.metric,
+                        "value": value,
+                    }
+                )
+
+
+def _latency(record: RunRecord, latency: LatencyRecord | None) -> dict[str, float | None]:
+    if latency is None or latency.weights_sha256 != record.weights_sha256:
+        return dict.fromkeys(("latency_ms", "dense_latency_ms", "latency_batch", "latency_threads"))
+    return {
+        "latency_ms": latency.latency_ms,
+        "dense_latency_ms": latency.dense_latency_ms,
+        "latency_batch": latency.batch,
+        "latency_threads": latency.threads,
+    }
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:

@@ -15,17 +15,21 @@ __all__ = ["RunState", "finished_states", "holds_tables_alone", "imported_path",
 class RunState(NamedTuple):
     """What changes when a record is written: the time, the size in bytes, and which file it is.
 
-    The time alone does not tell: a kernel's clock ticks a few hundred times a second.
+    The time alone does not tell: a kernel's clock ticks a few hundred times a second. The second three are those of the measured
+    latency, zeros where there is none.
     """
 
     modified_ns: int
     size: int
     inode: int
+    latency_modified_ns: int = 0
+    latency_size: int = 0
+    latency_inode: int = 0
 
     @classmethod
-    def of(cls, status: os.stat_result) -> RunState:
-        """The state of a file."""
-        return cls(status.st_mtime_ns, status.st_size, status.st_ino)
+    def of(cls, *files: os.stat_result) -> RunState:
+        """The state of a record's file, and of that of its latency."""
+        return cls(*(part for file in files for part in (file.st_mtime_ns, file.st_size, file.st_ino)))
 
 
 def imported_path(directory: Path) -> Path:
@@ -63,12 +67,18 @@ def finished_states(directory: Path) -> dict[str, RunState]:
     states = {}
     for name in _run_names(directory):
         # Text and one call for each run: with paths, 100,000 runs take seconds.
-        try:
-            status = os.stat(f"{runs}/{name}/result.json")  # noqa: PTH116
-        except FileNotFoundError:
-            continue
-        states[name] = RunState.of(status)
+        record = _stat(f"{runs}/{name}/result.json")
+        if record is not None:
+            latency = _stat(f"{runs}/{name}/latency.json")
+            states[name] = RunState.of(record) if latency is None else RunState.of(record, latency)
     return states
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
 
 
 def _run_names(directory: Path) -> list[str]:

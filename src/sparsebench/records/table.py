@@ -160,7 +160,7 @@ def _fingerprint(states: Mapping[str, RunState], imported: Path, study: str | No
     digest = hashlib.sha256(f"{_VERSION} {study}\n".encode())
     if imported.exists():
         states = {**states, imported.name: RunState.of(imported.stat())}
-    digest.update("".join(f"{name} {state.modified_ns} {state.size} {state.inode}\n" for name, state in states.items()).encode())
+    digest.update("".join(f"{name} {' '.join(map(str, state))}\n" for name, state in states.items()).encode())
     return digest.hexdigest().encode()
 
 
