@@ -147,6 +147,7 @@ def _render(data: StudyData, frontiers: Frontiers, figures: StudyFigures) -> str
         shared=shared,
         costs=costs(data),
         failed=failed_runs(data),
+        tables_alone=data.tables_alone,
         tolerance=f"{100 * TOLERANCE:g}",
         level=f"{100 * LEVEL:g}",
         figures={

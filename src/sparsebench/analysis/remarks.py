@@ -63,6 +63,11 @@ def _sources(data: StudyData, frontiers: Frontiers) -> Iterator[str]:
             f"These results are imported ({data.source}). They have one split, which both chose the values and reports them, so "
             "the best values look a little better than they are; what the runs cost is unknown."
         )
+    if data.tables_alone:
+        yield (
+            "The tables of this folder came without its runs, so that nothing is known of runs that failed, nor of how the "
+            "trainings went on."
+        )
     if not data.has_study_file:
         yield (
             "This folder has no study.json: its runs were started one by one. What they were meant to compare is "

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from sparsebench.analysis.axes import count_weights
 from sparsebench.analysis.budget_figures import budget_panel
 from sparsebench.analysis.cost_figures import cost_panel
+from sparsebench.analysis.distribution_figures import distribution_panel
 from sparsebench.analysis.figures import TradeOff, trade_off
 from sparsebench.analysis.frontiers import Frontiers
 from sparsebench.analysis.head_figures import head_panel
@@ -53,6 +54,7 @@ def study_figures(data: StudyData, frontiers: Frontiers) -> StudyFigures:
     panels = (
         layer_panel(frontiers, data.layers),
         head_panel(frontiers, data.layers),
+        distribution_panel(frontiers, data.distributions),
         training_panel(data, frontiers),
         mask_panel(frontiers, data.metric),
         sensitivity_panel(frontiers, data.metric),
