@@ -30,8 +30,9 @@ def distribution_panel(frontiers: Frontiers, distributions: Dataset) -> Panel:
         frontiers: The chosen points.
         distributions: The table `distributions`.
     """
-    found = {name: (point, distributions_of(distributions, point)) for name, point in _named_points(frontiers)}
-    found = {name: (point, layers) for name, (point, layers) in found.items() if layers}
+    every = {name: (point, distributions_of(distributions, point)) for name, point in _named_points(frontiers)}
+    found = {name: (point, layers) for name, (point, layers) in every.items() if layers}
+    unknown = [name for name in every if name not in found]
     sparse = [place for place, (point, _) in enumerate(found.values()) if point.method != DENSE]
     left_out = any(len(layers) > _MOST_LAYERS for _, layers in found.values())
     return Panel(
@@ -40,9 +41,10 @@ def distribution_panel(frontiers: Frontiers, distributions: Dataset) -> Panel:
         label="Chosen point",
         figures={name: _figure(point.method, _evenly_picked(layers)) for name, (point, layers) in found.items()},
         caption="How the weights of each layer are distributed: grey when the training begins, coloured when it ends, without "
-        "those that are zero then; the first seed of the chosen point. All curves have the same area, whatever number of weights "
-        "they stand for, which is told beside the layer's name. Every layer has its own scale."
-        + (f" {_MOST_LAYERS} layers are drawn, evenly picked; the table has all of them." if left_out else ""),
+        "those that are zero then; the first seed of the chosen point. All curves have the same height, whatever number of weights "
+        "they stand for, which is told beside the layer's name; pointing at one tells how many lie there. Every layer has its own scale."
+        + (f" {_MOST_LAYERS} layers are drawn, evenly picked; the table has all of them." if left_out else "")
+        + (f" Not recorded: {'; '.join(unknown)}." if unknown else ""),
         absence="The runs of the chosen points recorded no distributions of their weights, so there is nothing to see: imported "
         "runs and those of earlier releases have none.",
         first=sparse[len(sparse) // 2] if sparse else 0,
@@ -102,13 +104,14 @@ def _traces(method: str, layer: LayerDistribution, named: bool) -> Iterator[go.S
 
 
 def _steps(name: str, histogram: Histogram, named: bool, **look: Any) -> go.Scatter:
-    """A histogram as a line of steps of the area 1; places are told by the first one and a distance, which keeps pages small."""
-    scale = histogram.weights * histogram.bin_width
+    """A histogram as a line of steps from and to zero; places are told by the first one and a distance, which keeps pages small."""
+    most = max(histogram.counts)
+    counts = (0, *histogram.counts, 0) if most else ()
     return go.Scatter(
-        x0=histogram.low + histogram.bin_width / 2.0,
+        x0=histogram.low - histogram.bin_width / 2.0,
         dx=histogram.bin_width,
-        y=[float(f"{number / scale:.4g}") for number in histogram.counts] if scale else [],
-        customdata=histogram.counts if scale else [],
+        y=[round(number / most, 3) for number in counts],
+        customdata=counts,
         hovertemplate=f"<b>{name}</b><br>%{{customdata:,}} weights around %{{x:.3g}}<extra></extra>",
         mode="lines",
         name=name,

@@ -17,6 +17,7 @@ __all__ = [
     "RESULTS_SCHEMA",
     "SCHEMAS",
     "distribution_rows",
+    "histogram_columns",
     "layer_rows",
     "result_rows",
 ]
@@ -186,15 +187,16 @@ def distribution_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
     }
     before = shared | {"moment": "initialization", "target_sparsity": None, "threshold": None}
     for position, (layer, histogram) in enumerate(record.initial_histograms.items()):
-        yield before | {"position": position, "layer": layer} | _histogram(histogram)
+        yield before | {"position": position, "layer": layer} | histogram_columns(histogram)
     for point in record.points:
         after = shared | {"moment": "end", "target_sparsity": point.target_sparsity, "threshold": point.threshold}
         for position, own in enumerate(point.layers):
             if own.histogram is not None:
-                yield after | {"position": position, "layer": own.layer} | _histogram(own.histogram)
+                yield after | {"position": position, "layer": own.layer} | histogram_columns(own.histogram)
 
 
-def _histogram(histogram: WeightHistogram) -> dict[str, Any]:
+def histogram_columns(histogram: WeightHistogram) -> dict[str, Any]:
+    """The columns of the table `distributions` that tell a histogram."""
     return {
         "weights": sum(histogram.counts),
         "low": histogram.low,
