@@ -199,7 +199,10 @@ def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> Non
 def sql(
     directory: Directory,
     statement: Annotated[
-        str, typer.Argument(help="One query in DuckDB's dialect over the tables `results`, `layers`, `distributions` and `published`.")
+        str,
+        typer.Argument(
+            help="One query in DuckDB's dialect over the tables `results`, `layers`, `distributions` and `published`."
+        ),
     ],
 ) -> None:
     """Query the table over all runs.

@@ -125,7 +125,8 @@ def test_points_are_drawn_at_their_measured_sparsity_with_their_settings(data):
         for point in frontiers.points
         if point.method != "dense"
         and not (
-            curves.axes[0].near[0] <= position(point.sparsity) <= curves.axes[0].near[1] and curves.near[0] <= point.test.mean
+            curves.axes[0].near[0] <= position(point.sparsity) <= curves.axes[0].near[1]
+            and curves.views["near"][0] <= point.test.mean
         )
     ]
     assert curves.outside == len(outside)
@@ -134,7 +135,7 @@ def test_points_are_drawn_at_their_measured_sparsity_with_their_settings(data):
 def test_all_points_are_inside_the_view_of_all_points(data):
     frontiers = find_frontiers(data)
     curves = trade_off(frontiers, "accuracy")
-    view = curves.view(curves.axes[0], near=False)
+    view = curves.view(curves.axes[0], "all")
     for point in frontiers.points:
         assert view["xaxis.range"][0] <= position(point.sparsity) <= view["xaxis.range"][1]
         assert view["yaxis.range"][0] <= point.test.mean <= view["yaxis.range"][1]

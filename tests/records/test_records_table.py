@@ -179,7 +179,9 @@ def test_distributions_are_a_table_too(tmp_path: Path) -> None:
         ("end", None, 1.0, 0, "0.weight", 18, -0.5, 0.5, "[8, 1, 9, 0]", "variational-dropout", 0),
         ("end", None, 3.0, 0, "0.weight", 18, -0.5, 0.5, "[8, 1, 9, 0]", "variational-dropout", 0),
     ]
-    whole = query(tmp_path, "select sum(list_sum(from_json(counts, '[\"bigint\"]'))) as n from distributions where moment = 'end'")
+    whole = query(
+        tmp_path, "select sum(list_sum(from_json(counts, '[\"bigint\"]'))) as n from distributions where moment = 'end'"
+    )
     left = query(tmp_path, "select sum(weights - zeros) as n from layers where method = 'variational-dropout'")
     assert int(whole["n"][0]) == int(left["n"][0]) == 36
 
