@@ -62,7 +62,7 @@ def main(folder: Path) -> None:
     found = [row for checkpoint in sorted((folder / "checkpoints").glob("*.safetensors")) for row in rows(checkpoint, known)]
     with atomic_file(folder / "distributions.parquet") as file:
         pq.write_table(pa.Table.from_pylist(found, schema=DISTRIBUTIONS_SCHEMA), file, compression="zstd")
-    print(f"{folder / 'distributions.parquet'}: {len(found)} histograms")
+    sys.stdout.write(f"{folder / 'distributions.parquet'}: {len(found)} histograms\n")
 
 
 if __name__ == "__main__":

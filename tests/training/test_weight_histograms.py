@@ -55,7 +55,7 @@ def test_large_tensors_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_weights_that_are_no_number_are_named(value: float) -> None:
-    with pytest.raises(SparsebenchError, match="weight 'layer.weight' holds NaN or an infinity"):
+    with pytest.raises(SparsebenchError, match=r"weight 'layer\.weight' holds NaN or an infinity"):
         weight_histograms({"layer.weight": torch.tensor([1.0, value])}, ["layer.weight"])
 
 

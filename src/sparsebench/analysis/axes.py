@@ -1,4 +1,4 @@
-"""What a trade-off can be drawn against: sparsity, weights that are left, arithmetic of inference and training, bytes, latency."""
+"""What a trade-off can be drawn against: sparsity, weights left, arithmetic of inference and training, bytes, latency."""
 
 from __future__ import annotations
 

@@ -41,8 +41,9 @@ def distribution_panel(frontiers: Frontiers, distributions: Dataset) -> Panel:
         label="Chosen point",
         figures={name: _figure(point.method, _evenly_picked(layers)) for name, (point, layers) in found.items()},
         caption="How the weights of each layer are distributed: grey when the training begins, coloured when it ends, without "
-        "those that are zero then; the first seed of the chosen point. All curves have the same height, whatever number of weights "
-        "they stand for, which is told beside the layer's name; pointing at one tells how many lie there. Every layer has its own scale."
+        "those that are zero then; the first seed of the chosen point. All curves have the same height, whatever number of "
+        "weights they stand for, which is told beside the layer's name; pointing at one tells how many lie there. Every layer "
+        "has its own scale."
         + (f" {_MOST_LAYERS} layers are drawn, evenly picked; the table has all of them." if left_out else "")
         + (f" Not recorded: {'; '.join(unknown)}." if unknown else ""),
         absence="The runs of the chosen points recorded no distributions of their weights, so there is nothing to see: imported "
@@ -97,14 +98,13 @@ def _figure(method: str, layers: Sequence[LayerDistribution]) -> go.Figure:
 
 def _traces(method: str, layer: LayerDistribution, named: bool) -> Iterator[go.Scatter]:
     if layer.before is not None:
-        look = {"line": {"color": _BEFORE, "width": 1.5, "shape": "hvh"}}
-        yield _steps("at initialization", layer.before, named, **look)
-    look = {"line": {"color": style(method).colour, "width": 2, "shape": "hvh"}, "fill": "tozeroy"}
-    yield _steps(f"{as_plotly_text(method)}, at the end", layer.after, named, **look)
+        yield _steps("at initialization", layer.before, named, line={"color": _BEFORE, "width": 1.5, "shape": "hvh"})
+    line = {"color": style(method).colour, "width": 2, "shape": "hvh"}
+    yield _steps(f"{as_plotly_text(method)}, at the end", layer.after, named, line=line, fill="tozeroy")
 
 
 def _steps(name: str, histogram: Histogram, named: bool, **look: Any) -> go.Scatter:
-    """A histogram as a line of steps from and to zero; places are told by the first one and a distance, which keeps pages small."""
+    """A histogram as a line of steps from zero to zero; places are a first one and a distance, which keeps pages small."""
     most = max(histogram.counts)
     counts = (0, *histogram.counts, 0) if most else ()
     return go.Scatter(

@@ -14,7 +14,7 @@ __all__ = ["Measured", "measured_latencies"]
 
 @dataclass(frozen=True)
 class Measured:
-    """How the networks of a study were timed: the examples of a batch, CPU threads, and milliseconds of the same networks in PyTorch."""
+    """How the networks of a study were timed: examples of a batch, CPU threads; milliseconds of the same networks in PyTorch."""
 
     batch: int
     threads: int

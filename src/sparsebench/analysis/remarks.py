@@ -132,8 +132,8 @@ def _passed_over(frontiers: Frontiers) -> Iterator[str]:
                 places.append(asked(sparsity))
         if places:
             yield (
-                f"At {listing(places)} single runs of {method} are more than {100 * _LUCK:g}{_SPACE}% better on the validation split than the "
-                "configuration shown, which has several seeds: give the best single runs more seeds."
+                f"At {listing(places)} single runs of {method} are more than {100 * _LUCK:g}{_SPACE}% better on the validation "
+                "split than the configuration shown, which has several seeds: give the best single runs more seeds."
             )
 
 

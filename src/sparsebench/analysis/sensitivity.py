@@ -70,8 +70,8 @@ def sensitivity_panel(frontiers: Frontiers, metric: str) -> Panel:
         title="How much the settings matter",
         label="Setting",
         figures=figures,
-        caption="A line joins the best points by validation of those configurations that have one value of the setting, those "
-        "with a single seed among them. Lines that lie together: the setting hardly matters, as long as the others are chosen well. "
+        caption="A line joins the best points by validation, also those of a single seed, of the configurations that have one "
+        "value of the setting. Lines that lie together: the setting hardly matters, as long as the others are chosen well. "
         "Settings with more than six values are grouped.",
         absence="No method was tried with several values of a setting, so this cannot be shown.",
         first=next((place for place, name in enumerate(names) if name.startswith("magnitude:")), 0),

@@ -80,8 +80,9 @@ def best_candidate(points: Iterable[C], sparsity: float = 0.0) -> C | None:
 
 
 def best_of_all(points: Iterable[C], sparsity: float = 0.0) -> C | None:
-    """Choose likewise, but among all points, however many seeds they have: where groups of them are compared that were given
-    several seeds here and there.
+    """Choose among all points likewise, however many seeds they have.
+
+    It compares groups of configurations of which some were given several seeds, here and there.
 
     Args:
         points: The points of one method.

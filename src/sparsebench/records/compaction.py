@@ -114,8 +114,8 @@ class _Kept:
         parts = []
         for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
             first, end = int(run[0]), int(run[-1]) + 1
-            own = (getattr(self._earlier, name)[ends[first] : ends[end]] for name, ends in self._ends.items())
-            parts.append(Compacted(*own, self._earlier.index[first:end]))
+            own = {name: getattr(self._earlier, name)[ends[first] : ends[end]] for name, ends in self._ends.items()}
+            parts.append(Compacted(**own, index=self._earlier.index[first:end]))
         return parts
 
 

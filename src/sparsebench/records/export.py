@@ -33,7 +33,8 @@ def export(directory: Path, target: Path, table: str = "results") -> int:
         directory: A folder written by `sparsebench study run`, `sparsebench train` or `sparsebench import`.
         target: The file to write: `.csv`, `.csv.gz` or `.parquet`.
         table: `results` (a row for each evaluation, split and metric), `layers` (one for each layer of an evaluation),
-            `distributions` (one for each histogram of a layer's weights) or `published` (the values that papers print, the same in every folder).
+            `distributions` (one for each histogram of a layer's weights) or `published` (what papers print, the same in every
+            folder).
 
     Returns:
         The number of rows.

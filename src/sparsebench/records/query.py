@@ -16,8 +16,7 @@ __all__ = ["query"]
 
 
 def query(directory: Path, sql: str) -> pd.DataFrame:
-    """Answer a SQL query (DuckDB's dialect) over the tables `results`, `layers` and `distributions` of a results
-    folder, and `published`.
+    """Answer a SQL query (DuckDB's dialect) over the tables `results`, `layers`, `distributions` and `published`.
 
     `published` holds the values that papers print, each with its citation: the same in every folder.
 

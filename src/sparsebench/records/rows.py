@@ -1,4 +1,4 @@
-"""The rows of the tables: what a run's record says, a row for each evaluation, split and metric, for each layer, each histogram."""
+"""The rows of the tables: what a run's record says, a row for each evaluation, split and metric, each layer, each histogram."""
 
 from __future__ import annotations
 

@@ -33,14 +33,16 @@ _NEEDED = ("run_id", "source", "workload", "method", "configuration", "seed", "s
 class Tables:
     """The tables of a results folder, up to date.
 
-    `results` has a row for each evaluation, split and metric, `layers` one for each layer of an evaluation, `distributions` one for
-    each histogram of a layer's weights.
+    `results` has a row for each evaluation, split and metric, `layers` one for each layer of an evaluation, `distributions` one
+    for each histogram of a layer's weights.
     """
 
     directory: Path
 
     def rows(self, table: str) -> Dataset:
-        """The rows of a table, read when they are asked for; a column that an older file lacks is null, a table that it lacks empty.
+        """The rows of a table, read when they are asked for.
+
+        Of tables that came without their runs, a column that they lack is null, and a table that is missing has no rows.
 
         Args:
             table: A key of `rows.SCHEMAS`.

@@ -27,8 +27,7 @@ def weight_histograms(weights: Mapping[str, torch.Tensor], names: Iterable[str])
         names: Which of them.
 
     Returns:
-        A histogram of `BINS` bins for each name, in their order. A weight on the edge between two bins belongs to the upper one, as
-        in NumPy.
+        A histogram of `BINS` bins for each name, in their order. A weight on the edge between two bins belongs to the upper one.
 
     Raises:
         SparsebenchError: A weight is NaN or infinite.
@@ -47,7 +46,7 @@ def _histogram(name: str, weights: torch.Tensor) -> WeightHistogram:
         raise SparsebenchError(f"weight {name!r} holds NaN or an infinity: the training diverged; try a smaller learning_rate")
     counts = np.zeros(BINS, dtype=np.int64)
     if largest > 0.0:
-        for part in weights.detach().flatten().split(_AT_ONCE):
+        for part in torch.split(weights.detach().flatten(), _AT_ONCE):
             values = part.double().cpu().numpy()
             counts += np.histogram(values[values != 0.0], BINS, (-largest, largest))[0]
     return WeightHistogram(low=-largest, high=largest, counts=tuple(counts.tolist()))
