@@ -16,8 +16,8 @@ from sparsebench.analysis.frontiers import BestValues, Point, best_values, find_
 from sparsebench.analysis.statistics import Estimate
 from sparsebench.analysis.study_data import load_study
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.query import query
 from sparsebench.records.choice import best_candidate, best_of_all
+from sparsebench.records.query import query
 from sparsebench.records.schema import short_hash
 
 

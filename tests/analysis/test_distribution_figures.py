@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -14,6 +15,7 @@ from sparsebench.analysis.page import StudyReport, render_page
 from sparsebench.analysis.print_figures import print_figures
 from sparsebench.analysis.study_data import load_study
 from sparsebench.records.query import query
+from sparsebench.records.schema import WeightHistogram
 
 SPACE = "\N{NO-BREAK SPACE}"
 
@@ -81,13 +83,13 @@ def test_what_was_not_recorded_is_named(tmp_path):
 
 def test_weights_at_the_end_alone_are_drawn_alone(tmp_path):
     record = with_histograms(run("l0", {}, 0, point(0.9, 90.0, 90.0, layers=layers(0.9, 1.0))))
-    empty = record.points[0].layers[1].model_copy(update={"histogram": {"low": 0.0, "high": 0.0, "counts": (0,) * 50}})
+    empty = record.points[0].layers[1].model_copy(update={"histogram": WeightHistogram(low=0.0, high=0.0, counts=(0,) * 50)})
     bare = point(0.9, 90.0, 90.0, layers=(record.points[0].layers[0], empty))
     figure = panel(write(tmp_path, [record.model_copy(update={"initial_histograms": {}, "points": (bare,)})], [0.9])).figures
     (own,) = figure.values()
     assert [trace.name for trace in own.data] == ["l0, at the end"] * 2
     assert [bool(trace.y) for trace in own.data] == [True, False]
-    assert [note.text for note in own.layout.annotations] == ["block.0.weight · 100 left", "block.1.weight · 0 left"]
+    assert [note.text for note in own.layout.annotations] == ["block.0.weight · 96 left", "block.1.weight · 0 left"]
 
 
 def test_of_many_layers_some_are_drawn_from_the_first_to_the_last(tmp_path):
@@ -100,7 +102,7 @@ def test_of_many_layers_some_are_drawn_from_the_first_to_the_last(tmp_path):
     assert len(figure.data) == 16
     domains = [figure.layout[f"yaxis{number}"].domain for number in ("", *range(2, 9))]
     assert all(0.0 <= low < high <= 1.0 for low, high in domains)
-    assert all(below[1] < above[0] for above, below in zip(domains, domains[1:], strict=False))
+    assert all(below[1] < above[0] for above, below in itertools.pairwise(domains))
 
 
 def test_print_figures_have_a_part_for_each_layer(study, tmp_path):

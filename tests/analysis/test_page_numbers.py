@@ -18,7 +18,7 @@ from sparsebench.records.query import query
 EN_DASH = "\N{EN DASH}"
 SPARSITIES = (0.8, 0.9, 0.98)
 
-# The rule of docs/report.md, said once more: points are means over seeds, the best by validation among those that are sparse enough.
+# The rule of docs/report.md, said once more: points are means over seeds, the best is that by validation.
 POINTS = """
     select method, configuration, threshold, avg(value) filter (split = 'validation') as validation,
         avg(value) filter (split = 'test') as test, stddev_samp(value) filter (split = 'test') as spread,
@@ -63,7 +63,8 @@ def best(study):
     for sparsity in SPARSITIES:
         rows = query(
             study,
-            f"with points as ({POINTS}), enough as (select * from points where sparsity >= {sparsity} - 0.0005 and method != 'dense') "
+            f"with points as ({POINTS}), "
+            f"enough as (select * from points where sparsity >= {sparsity} - 0.0005 and method != 'dense') "
             "select *, count(*) over (partition by method) as tried from enough "
             "qualify row_number() over (partition by method order by validation desc, sparsity desc) = 1",
         )
