@@ -71,7 +71,9 @@ def test_the_page_of_5000_runs_opens_within_three_seconds(page):
         click_legend(window, "#plot-trade-off")
         sorted_tables = sort_tables(window)
         browser.close()
-    assert {"plot-trade-off", "plot-layers", "plot-distributions", "plot-cost", "plot-sensitivity", "plot-budget"} <= set(figures)
+    assert {"plot-trade-off", "plot-layers", "plot-distributions", "plot-cost-figure", "plot-sensitivity", "plot-budget"} <= set(
+        figures
+    )
     assert "test accuracy" in said
     assert sorted_tables >= 4
     assert complaints == []

@@ -167,7 +167,7 @@ def test_pages_of_real_studies_work_offline(browser, path):
     complaints: list[str] = []
     page = open_page(browser, path, complaints)
     figures = look_at_figures(page)
-    assert {"plot-trade-off", "plot-layers", "plot-cost"} <= set(figures)
+    assert {"plot-trade-off", "plot-layers", "plot-cost-figure"} <= set(figures)
     assert "sparsity" in point_at(page, "#plot-trade-off")
     click_legend(page, "#plot-trade-off")
     assert sort_tables(page) >= 3
@@ -179,7 +179,7 @@ def test_every_figure_is_drawn_and_answers(browser, report):
     complaints: list[str] = []
     page = open_page(browser, report, complaints)
     figures = look_at_figures(page)
-    assert {"plot-trade-off", "plot-layers", "plot-distributions", "plot-cost", "plot-sensitivity", "plot-budget"} <= set(figures)
+    assert {"plot-trade-off", "plot-layers", "plot-distributions", "plot-sensitivity", "plot-budget"} <= set(figures)
     assert "test accuracy (%)" in point_at(page, "#plot-trade-off").replace("\N{NO-BREAK SPACE}", " ")
     assert "weights" in point_at(page, "#plot-layers")
     click_legend(page, "#plot-trade-off")
