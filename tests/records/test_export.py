@@ -16,7 +16,7 @@ from test_records_table import record, write
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.export import export
 from sparsebench.records.published.values import published_table, published_values
-from sparsebench.records.rows import LAYERS_SCHEMA, RESULTS_SCHEMA
+from sparsebench.records.rows import DISTRIBUTIONS_SCHEMA, LAYERS_SCHEMA, RESULTS_SCHEMA
 from sparsebench.records.table import open_tables
 
 
@@ -82,10 +82,11 @@ def test_what_cannot_be_exported_is_one_line(directory: Path, tmp_path: Path, na
 
 def test_every_column_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
-    _, results, layers, published = re.split(r"^## The table .*$", text, flags=re.MULTILINE)
+    _, results, layers, distributions, published = re.split(r"^## The table .*$", text, flags=re.MULTILINE)
     for section, names in (
         (results, RESULTS_SCHEMA.names),
         (layers, LAYERS_SCHEMA.names),
+        (distributions, DISTRIBUTIONS_SCHEMA.names),
         (published, published_table().column_names),
     ):
         assert set(re.findall(r"`(\w+)`", section)) >= set(names)
