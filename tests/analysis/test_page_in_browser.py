@@ -170,6 +170,13 @@ def test_pages_of_real_studies_work_offline(browser, path):
     assert {"plot-trade-off", "plot-layers", "plot-cost-figure"} <= set(figures)
     assert "sparsity" in point_at(page, "#plot-trade-off")
     click_legend(page, "#plot-trade-off")
+    close = page.get_by_role("button", name="Close to the highest")
+    if close.count():  # where methods are far apart
+        lowest = "document.querySelector('#plot-trade-off').layout.yaxis.range[0]"
+        before = page.evaluate(lowest)
+        close.click()
+        page.wait_for_timeout(300)
+        assert page.evaluate(lowest) > before
     assert sort_tables(page) >= 3
     assert complaints == []
     page.context.close()
