@@ -204,7 +204,10 @@ def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> Non
 def sql(
     directory: Directory,
     statement: Annotated[
-        str, typer.Argument(help="One query in DuckDB's dialect over the tables `results`, `layers` and `published`.")
+        str,
+        typer.Argument(
+            help="One query in DuckDB's dialect over the tables `results`, `layers`, `distributions` and `published`."
+        ),
     ],
 ) -> None:
     """Query the table over all runs.
@@ -220,7 +223,7 @@ def sql(
 def export(
     directory: Directory,
     target: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write: .csv, .csv.gz or .parquet.")],
-    table: Annotated[str, typer.Option(help="results, layers or published.")] = "results",
+    table: Annotated[str, typer.Option(help="results, layers, distributions or published.")] = "results",
 ) -> None:
     """Write a table over all runs as CSV or Parquet.
 

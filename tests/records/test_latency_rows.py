@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 
 from sparsebench.errors import SparsebenchError
@@ -61,7 +60,7 @@ def latency(**changes: Any) -> LatencyRecord:
 
 
 def measured(directory: Path) -> dict[tuple[str, float | None], tuple[Any, ...]]:
-    rows = pq.read_table(open_tables(directory).results).to_pylist()
+    rows = open_tables(directory).rows("results").to_table().to_pylist()
     return {(row["method"], row["threshold"]): tuple(row[column] for column in COLUMNS) for row in rows}
 
 

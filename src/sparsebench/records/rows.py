@@ -1,4 +1,4 @@
-"""The rows of the tables: what a run's record says, a row for each evaluation, split and metric, and one for each layer."""
+"""The rows of the tables: what a run's record says, a row for each evaluation, split and metric, each layer, each histogram."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ from typing import Any
 import pyarrow as pa
 
 from sparsebench.records.latency import LatencyRecord
-from sparsebench.records.schema import RunRecord, canonical_json, configuration_hash
+from sparsebench.records.schema import RunRecord, WeightHistogram, canonical_json, configuration_hash
 
-__all__ = ["LAYERS_SCHEMA", "RESULTS_SCHEMA", "layer_rows", "result_rows"]
+__all__ = [
+    "DISTRIBUTIONS_SCHEMA",
+    "LAYERS_SCHEMA",
+    "RESULTS_SCHEMA",
+    "SCHEMAS",
+    "distribution_rows",
+    "histogram_columns",
+    "layer_rows",
+    "result_rows",
+]
 
 RESULTS_SCHEMA = pa.schema(
     [
@@ -61,6 +70,27 @@ LAYERS_SCHEMA = pa.schema(
         ("head_zeros", pa.string()),  # JSON: the zeros of each attention head, where heads share the tensor in equal parts
     ]
 )
+
+DISTRIBUTIONS_SCHEMA = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("method", pa.string()),
+        ("configuration", pa.string()),
+        ("seed", pa.int64()),
+        ("moment", pa.string()),  # "initialization", before any mask, or "end", of an evaluation
+        ("target_sparsity", pa.float64()),
+        ("threshold", pa.float64()),
+        ("position", pa.int64()),
+        ("layer", pa.string()),
+        ("weights", pa.int64()),  # that are not zero: the sum of the counts
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("counts", pa.string()),  # JSON: how many lie in each of equally wide bins from low to high
+    ]
+)
+
+SCHEMAS = {"results": RESULTS_SCHEMA, "layers": LAYERS_SCHEMA, "distributions": DISTRIBUTIONS_SCHEMA}
+"""The tables of a results folder and their columns."""
 
 
 def result_rows(
@@ -145,3 +175,31 @@ def layer_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
                 "sparsity": layer.zeros / layer.weights if layer.weights else 0.0,
                 "head_zeros": json.dumps(layer.head_zeros) if layer.head_zeros else None,
             }
+
+
+def distribution_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
+    """The rows of a run in the table `distributions`; none where it wrote no histograms down."""
+    shared = {
+        "run_id": record.run_id,
+        "method": record.method,
+        "configuration": configuration_hash(record.config),
+        "seed": record.seed,
+    }
+    before = shared | {"moment": "initialization", "target_sparsity": None, "threshold": None}
+    for position, (layer, histogram) in enumerate(record.initial_histograms.items()):
+        yield before | {"position": position, "layer": layer} | histogram_columns(histogram)
+    for point in record.points:
+        after = shared | {"moment": "end", "target_sparsity": point.target_sparsity, "threshold": point.threshold}
+        for position, own in enumerate(point.layers):
+            if own.histogram is not None:
+                yield after | {"position": position, "layer": own.layer} | histogram_columns(own.histogram)
+
+
+def histogram_columns(histogram: WeightHistogram) -> dict[str, Any]:
+    """The columns of the table `distributions` that tell a histogram."""
+    return {
+        "weights": sum(histogram.counts),
+        "low": histogram.low,
+        "high": histogram.high,
+        "counts": json.dumps(histogram.counts),
+    }

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RUNS, RunFolder
 
-__all__ = ["RunState", "finished_states", "imported_path", "run_folders"]
+__all__ = ["RunState", "finished_states", "holds_tables_alone", "imported_path", "run_folders", "table_path"]
 
 
 class RunState(NamedTuple):
@@ -37,8 +37,19 @@ def imported_path(directory: Path) -> Path:
     return directory / "imported.parquet"
 
 
+def table_path(directory: Path, table: str) -> Path:
+    """Where a results folder keeps a table: a copy of what its runs say, or all that it holds."""
+    return directory / f"{table}.parquet"
+
+
+def holds_tables_alone(directory: Path) -> bool:
+    """Whether somebody passed on the tables of a results folder without its runs."""
+    gone = not (directory / RUNS).exists() and not imported_path(directory).exists()
+    return gone and table_path(directory, "results").exists()
+
+
 def run_folders(directory: Path) -> list[RunFolder]:
-    """The run folders of a results folder, in order of their ids; none where all its results are imported.
+    """The run folders of a results folder, in order of their ids; none where its results are imported or tables alone.
 
     Raises:
         SparsebenchError: `directory` holds no runs.
@@ -77,7 +88,7 @@ def _run_names(directory: Path) -> list[str]:
         with os.scandir(directory / RUNS) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())
     except (FileNotFoundError, NotADirectoryError) as error:
-        if imported_path(directory).exists():
+        if imported_path(directory).exists() or holds_tables_alone(directory):
             return []
         runs = directory / RUNS
         raise SparsebenchError(

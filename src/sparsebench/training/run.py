@@ -30,6 +30,7 @@ from sparsebench.training.cost import report_of_example
 from sparsebench.training.devices import Devices, devices, seed_noise
 from sparsebench.training.dropout import set_dropout
 from sparsebench.training.heads import head_zeros
+from sparsebench.training.histograms import weight_histograms
 from sparsebench.training.loop import Observer, Progress, TrainingState, run_steps, write_curve
 from sparsebench.training.memory import PeakMemory
 from sparsebench.training.parent import inherit
@@ -129,6 +130,7 @@ def _train(
     cost = TrainingCost(forward)
     sparsifier = build_sparsifier(config, inherit(config, folder, workload, model))
     names = frozenset(model.state_dict())
+    before = weight_histograms(dict(model.named_parameters()), prunable)
     model.to(where.device)
     sparsifier.prepare(model)
     optimizer = _optimizer(config.recipe, sparsifier)
@@ -165,6 +167,7 @@ def _train(
         dense_training_multiply_adds=cost.dense_multiply_adds,
         weights_sha256=weights_hash(finalized.state_dict()),
         environment=_environment(config.recipe, workload, where),
+        initial_histograms=before,
         points=points,
     )
 
@@ -195,6 +198,7 @@ def _evaluate(
             metrics = {split: workload.evaluate(model, split) for split in get_args(Split)}
         layers = report_of_example(workload, model)
         heads = head_zeros(model, workload.attention_heads(model)) if isinstance(workload, NamesHeads) else {}
+        histograms = weight_histograms(dict(model.named_parameters()), prunable)
     rows = [row for row in layers if row.name in prunable]
     for split, values in metrics.items():
         for metric, value in values.items():
@@ -207,7 +211,14 @@ def _evaluate(
         metrics=metrics,
         multiply_adds=sum(row.sparse_multiply_adds or 0 for row in layers),
         layers=tuple(
-            LayerRecord(layer=row.name, shape=row.shape, weights=row.weights, zeros=row.zeros, head_zeros=heads.get(row.name, ()))
+            LayerRecord(
+                layer=row.name,
+                shape=row.shape,
+                weights=row.weights,
+                zeros=row.zeros,
+                head_zeros=heads.get(row.name, ()),
+                histogram=histograms[row.name],
+            )
             for row in rows
         ),
     )
