@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.records.claims import Claims, Locks
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.studies.calibration import choose_workers
-from sparsebench.studies.executors.executor import MOST_DEATHS, Done, Outcome, ended_elsewhere, give_up, run_one
+from sparsebench.studies.executors.executor import MOST_DEATHS, NO_PAUSES, Done, Outcome, ended_elsewhere, give_up, run_one
 from sparsebench.studies.executors.processes import Workers
 from sparsebench.training.config import RunConfig
 
@@ -50,7 +50,7 @@ class LocalProcesses:
         if self.run_timeout is not None and not self.run_timeout > 0:
             raise SparsebenchError(f"run_timeout={self.run_timeout:g}: expected seconds above 0")
 
-    def run(self, configs: Sequence[RunConfig], directory: Path, done: Done) -> None:
+    def run(self, configs: Sequence[RunConfig], directory: Path, done: Done, pauses: Mapping[str, int] = NO_PAUSES) -> None:
         """Train configurations in parallel processes until each has ended; see `Executor.run`."""
         workers = self.workers or choose_workers(configs, directory)
         waiting = collections.deque(configs)
@@ -61,12 +61,12 @@ class LocalProcesses:
                 while waiting and len(under_way) < workers:
                     config = waiting.popleft()
                     folder = RunFolder.of(directory, config.run_id, self.claims)
-                    outcome = ended_elsewhere(folder)
+                    outcome = ended_elsewhere(folder, pauses.get(config.run_id))
                     if outcome is not None:
                         done(outcome)
                         continue
                     given = (config.model_dump(mode="json"), str(directory), self.checkpoint_seconds, self.claims)
-                    worker, future = processes.submit(run_one, *given)
+                    worker, future = processes.submit(run_one, *given, pauses.get(config.run_id))
                     under_way[future] = _UnderWay(worker, config, folder, time.monotonic())
                 for future in wait(under_way, None if self.run_timeout is None else LOOK_SECONDS, FIRST_COMPLETED).done:
                     run = under_way.pop(future)

@@ -18,6 +18,7 @@ from sparsebench.records.run_folder import RunFolder
 from sparsebench.records.schema import RunRecord
 from sparsebench.studies.executors.executor import (
     MOST_DEATHS,
+    NO_PAUSES,
     DiskFullError,
     Done,
     Outcome,
@@ -69,7 +70,7 @@ class RayTasks:
         if self.run_timeout is not None and not self.run_timeout > 0:
             raise SparsebenchError(f"run_timeout={self.run_timeout:g}: expected seconds above 0")
 
-    def run(self, configs: Sequence[RunConfig], directory: Path, done: Done) -> None:
+    def run(self, configs: Sequence[RunConfig], directory: Path, done: Done, pauses: Mapping[str, int] = NO_PAUSES) -> None:
         """Train configurations in tasks until each has ended; see `Executor.run`."""
         ray = _connected(self.address)
         task = ray.remote(_train)
@@ -79,7 +80,7 @@ class RayTasks:
             while waiting or under_way:
                 while waiting and len(under_way) < self._places(ray, waiting[0].recipe.threads):
                     config = waiting.popleft()
-                    run = _UnderWay(config, RunFolder.of(directory, config.run_id, self.claims))
+                    run = _UnderWay(config, RunFolder.of(directory, config.run_id, self.claims), pauses.get(config.run_id))
                     ended = run.begin()
                     if ended is not None:
                         done(ended)
@@ -102,14 +103,16 @@ class RayTasks:
 
     def _submit(self, task: Any, run: _UnderWay) -> Any:
         given = run.config.model_dump(mode="json")
-        earlier = {folder.path.name: _files(folder.path) for folder in ancestors(run.config, run.folder.path.parent)}
+        # What it goes on from: runs that it has its masks from, and its own checkpoint where it paused.
+        folders = (*ancestors(run.config, run.folder.path.parent), run.folder)
+        earlier = {folder.path.name: _files(folder.path) for folder in folders}
         options = {
             "max_retries": MOST_DEATHS - 1,
             "num_cpus": run.config.recipe.threads,
             "num_gpus": self.gpus,
             "runtime_env": {"env_vars": {"SPARSEBENCH_DEVICE": "cuda" if self.gpus else "cpu"}},
         }
-        return task.options(**options).remote(given, earlier, self.run_timeout)
+        return task.options(**options).remote(given, earlier, self.run_timeout, run.pause_at)
 
     def _places(self, ray: Any, threads: int) -> int:
         """How many runs the cluster has room for as it is now; one at least, since it may be about to grow."""
@@ -126,6 +129,7 @@ class _UnderWay:
 
     config: RunConfig
     folder: RunFolder
+    pause_at: int | None
     _claim: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def begin(self) -> Outcome | None:
@@ -133,7 +137,7 @@ class _UnderWay:
         if not self._claim.enter_context(self.folder.claim()):
             self.close()
             return Outcome(self.config.run_id, "held")
-        ended = ended_elsewhere(self.folder)
+        ended = ended_elsewhere(self.folder, self.pause_at)
         if ended is not None:
             self.close()
             return ended
@@ -182,7 +186,9 @@ def _write(folder: RunFolder, files: Files) -> None:
         folder.write_result(RunRecord.model_validate_json(record))
 
 
-def _train(config: dict[str, Any], earlier: Mapping[str, Files], run_timeout: float | None) -> tuple[Outcome, Files]:
+def _train(
+    config: dict[str, Any], earlier: Mapping[str, Files], run_timeout: float | None, pause_at: int | None
+) -> tuple[Outcome, Files]:
     """In a task: train in a folder of this node, and give back what lies in it."""
     checked = RunConfig.model_validate(config)
     outcomes: list[Outcome] = []
@@ -194,9 +200,10 @@ def _train(config: dict[str, Any], earlier: Mapping[str, Files], run_timeout: fl
             for name, content in files.items():
                 (folder / name).write_bytes(content)
         if run_timeout is None:
-            outcomes.append(run_one(config, place, math.inf, Locks()))
+            outcomes.append(run_one(config, place, math.inf, Locks(), pause_at))
         else:
-            LocalProcesses(1, math.inf, run_timeout).run([checked], directory, outcomes.append)
+            pauses = NO_PAUSES if pause_at is None else {checked.run_id: pause_at}
+            LocalProcesses(1, math.inf, run_timeout).run([checked], directory, outcomes.append, pauses)
         return outcomes[0], _files(RunFolder.of(directory, checked.run_id).path)
 
 
