@@ -213,7 +213,9 @@ class RunFolder:
         except FileNotFoundError:
             return {}
         except (OSError, ValidationError) as error:
-            raise SparsebenchError(f"{self.rungs_path} is damaged: delete it and the run's checkpoint.pt, if there is one") from error
+            raise SparsebenchError(
+                f"{self.rungs_path} is damaged: delete it and the run's checkpoint.pt, if there is one"
+            ) from error
         return {rung.step: rung for rung in rungs}
 
     def write_stop(self, stop: StopRecord) -> None:

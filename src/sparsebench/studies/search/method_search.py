@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,13 +96,14 @@ class MethodSearch:
         self._is_told = any(SPARSITY in space.axes for space in spaces)
         self._aims = [_Aim(self._settings, method, aim, spaces) for aim in self._find_aims(study, spaces)]
         self._turn = 0
-        self._size = _size(self._aims, study.budget)
+        # What finds its own sparsity can be proposed for any.
+        self._size = _size(self._aims if self._is_told else self._aims[:1], study.budget)
 
     def _find_aims(self, study: Study, spaces: Sequence[Space]) -> list[float | None]:
         if self._settings.sampler == NSGA_2:
             return [None]
         if self._is_told:
-            return sorted({sparsity for space in spaces for sparsity in space.axes.get(SPARSITY, []) })
+            return sorted({sparsity for space in spaces for sparsity in _told(space)})
         return list(study.sparsities) if study.sparsities and self.method != DENSE else [0.0]
 
     @property
@@ -205,7 +207,7 @@ class MethodSearch:
             if config.run_id not in self._tried:
                 return self._proposal(aim, asked, config)
             aim.sampler.refuse(asked)
-        left = [each for run_id, each in aim.listed().items() if run_id not in self._tried] if aim.is_finite else []
+        left = [each for run_id, each in aim.listed.items() if run_id not in self._tried] if aim.is_finite else []
         if not left:
             return None
         asked = aim.sampler.ask_for(*aim.lot.choice(left))
@@ -224,35 +226,41 @@ class _Aim:
 
     def __init__(self, settings: SearchSettings, method: str, sparsity: float | None, spaces: Sequence[Space]) -> None:
         self.sparsity = sparsity
-        # Of a method that is told its sparsity, this one.
-        self._spaces = [space for space in spaces if sparsity is None or sparsity in space.axes.get(SPARSITY, [sparsity])]
-        grids = []
-        for space in self._spaces:
-            fixed = {SPARSITY: [sparsity]} if sparsity is not None and SPARSITY in space.axes else {}
-            grids.append({**space.axes, **fixed})
-        self._grids = grids
+        # Of a method that is told its sparsity, only this one.
+        self._spaces = [space for space in spaces if sparsity is None or sparsity in (_told(space) or [sparsity])]
+        grids = [
+            {**space.axes, SPARSITY: [sparsity]} if sparsity is not None and SPARSITY in space.axes else space.axes
+            for space in self._spaces
+        ]
         seed = int(text_hash(canonical_json([settings.seed, method, sparsity])), 16) % 2**32
         self.sampler = Sampler(settings, f"{method} {sparsity}", seed, grids)
         self.lot = random.Random(seed)
         self.is_finite = not any(space.continuous for space in self._spaces)
-        self._listed: dict[str, tuple[int, Mapping[str, Any]]] | None = None
 
     def config(self, asked: Asked) -> RunConfig:
         return self._spaces[asked.grid].config(asked.values)
 
     def combinations(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """All that can be proposed: the number of the grid, and a value for each of its fields."""
         for grid, space in enumerate(self._spaces):
             for values in space.combinations():
                 if self.sparsity is None or values.get(SPARSITY, self.sparsity) == self.sparsity:
                     yield grid, values
 
-    def listed(self) -> dict[str, tuple[int, Mapping[str, Any]]]:
-        """All that can be proposed, by the id of its first run."""
-        if self._listed is None:
-            self._listed = {}
-            for grid, values in self.combinations():
-                self._listed.setdefault(self._spaces[grid].config(values).run_id, (grid, values))
-        return self._listed
+    @functools.cached_property
+    def listed(self) -> Mapping[str, tuple[int, Mapping[str, Any]]]:
+        """The same by the id of its first run, where it can be listed."""
+        found: dict[str, tuple[int, Mapping[str, Any]]] = {}
+        for grid, values in self.combinations():
+            found.setdefault(self._spaces[grid].config(values).run_id, (grid, values))
+        return found
+
+
+def _told(space: Space) -> list[float]:
+    """The sparsities that a method is told; none where it finds its own."""
+    axis = space.axes.get(SPARSITY, [])
+    assert isinstance(axis, list)
+    return axis
 
 
 def _size(aims: Sequence[_Aim], most: int) -> int:
@@ -262,4 +270,4 @@ def _size(aims: Sequence[_Aim], most: int) -> int:
     combinations = sum(1 for aim in aims for _ in aim.combinations())
     if combinations > 10 * most:  # hardly any of them mean the same
         return most
-    return min(most, len({run_id for aim in aims for run_id in aim.listed()}))
+    return min(most, len({run_id for aim in aims for run_id in aim.listed}))

@@ -55,10 +55,7 @@ class Proposals:
     def stops(self) -> Mapping[str, StopRecord]:
         """Why and where runs were stopped, by their ids."""
         return {
-            run_id: stop
-            for method in self._methods
-            for proposal in method.proposals
-            for run_id, stop in proposal.stops.items()
+            run_id: stop for method in self._methods for proposal in method.proposals for run_id, stop in proposal.stops.items()
         }
 
     @property

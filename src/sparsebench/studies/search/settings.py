@@ -53,7 +53,9 @@ def read_search(fields: Fields) -> SearchSettings | None:
     if "search" not in fields.lines:
         return None
     if "budget" not in fields.lines:
-        raise SparsebenchError(f"{fields.where('search')}: expected the field 'budget' too, the number of configurations of a method")
+        raise SparsebenchError(
+            f"{fields.where('search')}: expected the field 'budget' too, the number of configurations of a method"
+        )
     value = fields.value("search")
     if isinstance(value, str):
         return SearchSettings(_one_of(fields, "search", value, SAMPLERS))
@@ -76,9 +78,7 @@ def read_search(fields: Fields) -> SearchSettings | None:
 
 def _one_of(fields: Fields, name: str, value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
-        raise SparsebenchError(
-            f"{fields.where(name)}={value!r}: expected one of {', '.join(known)}{nearest(str(value), known)}"
-        )
+        raise SparsebenchError(f"{fields.where(name)}={value!r}: expected one of {', '.join(known)}{nearest(str(value), known)}")
     return str(value)
 
 
