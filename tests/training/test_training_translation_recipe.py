@@ -82,9 +82,9 @@ def test_dropout_of_a_network_without_any_is_refused(tmp_path: Path) -> None:
 
 def test_dropout_reaches_every_layer() -> None:
     model = nn.Sequential(nn.Dropout(0.5), nn.Sequential(nn.Dropout(0.2)))
-    run.set_dropout(model, None)
+    preparation.set_dropout(model, None)
     assert (model[0].p, model[1][0].p) == (0.5, 0.2)
-    run.set_dropout(model, 0.3)
+    preparation.set_dropout(model, 0.3)
     assert (model[0].p, model[1][0].p) == (0.3, 0.3)
 
 

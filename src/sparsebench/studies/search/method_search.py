@@ -99,7 +99,7 @@ class MethodSearch:
         # What finds its own sparsity can be proposed for any.
         self._size = _size(self._aims if self._is_told else self._aims[:1], study.budget)
 
-    def _find_aims(self, study: Study, spaces: Sequence[Space]) -> list[float | None]:
+    def _find_aims(self, study: Study, spaces: Sequence[Space]) -> Sequence[float | None]:
         if self._settings.sampler == NSGA_2:
             return [None]
         if self._is_told:
