@@ -1,12 +1,12 @@
-"""How many runs a search needs to come near to a whole grid: searches over grids that were trained already, run after run looked up.
+"""How many runs a search needs to come near to a whole grid: searches over grids that were trained already.
 
     python benchmarks/search.py --quick                                          # that it works
     python benchmarks/search.py --json search.json --figure docs/search.svg      # all: about an hour on one core
     python benchmarks/search.py --curves runs/search-curves --json search.json --figure docs/search.svg   # Hyperband, too
     python benchmarks/search.py --show search.json --figure docs/search.svg      # tables and figure again
 
-The grid is that of gale2019 on digits, whose results are committed; a search looks up there what it would have trained, so that many
-seeds cost nothing and every search sees the same numbers. Prints Markdown tables.
+The grid is that of gale2019 on digits, whose results are committed; a search looks up there what it would have trained, so that
+many seeds cost nothing and every search sees the same numbers. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def shuffled(study: Study, method: str, seed: int) -> list[RunConfig]:
 def areas(study: Study, table: Table, configs: Iterable[RunConfig]) -> list[tuple[float, float]]:
     """After each run, the area under the trade-off curve on the test split and on the validation split, in per cent.
 
-    The curve is that of the study's page: at each sparsity the best point that is sparse enough, chosen on the validation split; 0
-    where there is none. The area is its mean over the sparsities from the lowest to the highest, by the trapezoidal rule.
+    The curve is that of the study's page: at each sparsity the best point that is sparse enough, chosen on the validation split,
+    and 0 where there is none. The area is its mean over the sparsities from the lowest to the highest, by the trapezoidal rule.
     """
     best: dict[float, tuple[float, float, float]] = {}
     found = []

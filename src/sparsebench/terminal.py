@@ -199,8 +199,8 @@ def print_forecast(forecasts: Mapping[str, Forecast], unplanned: Sequence[str], 
         say(f"{total.stopped:,} runs were stopped early by the search")
     if total is not None and total.unproposed:
         say(
-            f"{total.unproposed:,} runs to do, or fewer, are proposed by the search as results come: taken to be like the others of "
-            "their method, and to be trained to the end"
+            f"{total.unproposed:,} runs to do, or fewer, are proposed by the search as results come: taken to be like the others "
+            "of their method, and to be trained to the end"
         )
     for stage in unplanned:
         say(f"stage {stage}: planned when the runs are done that decide it, and in none of these sums")

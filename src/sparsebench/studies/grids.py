@@ -87,8 +87,8 @@ def listed_axes(study: Study, grid: MethodGrid, axes: Mapping[str, Axis]) -> dic
     for name, axis in axes.items():
         if isinstance(axis, Continuous):
             raise SparsebenchError(
-                f"{where(study, grid)}: {name}={{from: {axis.low:g}, to: {axis.high:g}}}: expected a range with 'by' or 'values'; "
-                "one without is for the methods of a study with the field 'search'"
+                f"{where(study, grid)}: {name}={{from: {axis.low:g}, to: {axis.high:g}}}: expected a range with 'by' or "
+                "'values'; one without is for the methods of a study with the field 'search'"
             )
         listed[name] = axis
     return listed

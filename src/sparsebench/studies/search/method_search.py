@@ -74,8 +74,8 @@ class MethodSearch:
     They are proposed in generations. When all runs of one have ended, their values are told to the samplers in the order in which
     they were proposed, whatever the order in which they ended, and the next generation is asked for.
 
-    TPE and random search have a sampler for each sparsity asked about, which propose in turns; a result of a method that finds its
-    own sparsity is told to all of them. NSGA-II has one, with two values: validation metric and sparsity.
+    TPE and random search have a sampler for each sparsity asked about, which propose in turns; a result of a method that finds
+    its own sparsity is told to all of them. NSGA-II has one, with two values: validation metric and sparsity.
 
     Args:
         study: The study, with a search.

@@ -74,4 +74,5 @@ class Proposals:
         Returns:
             Whether there is something new to run, or to stop.
         """
-        return any([method.advance() for method in self._methods])
+        moved = [method.advance() for method in self._methods]  # each of them, whatever the others say
+        return any(moved)
