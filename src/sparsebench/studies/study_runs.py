@@ -22,7 +22,7 @@ class StudyRuns:
     Args:
         study: The study.
         directory: Its results folder.
-        grid: The runs of its first stage, as `studies.plan.plan_runs` gives them; where the study has a search, that proposes them.
+        grid: The runs of its first stage, as `studies.plan.plan_runs` gives them; none where a search proposes them.
 
     Raises:
         SparsebenchError: The study has a search, and Optuna is not installed.
