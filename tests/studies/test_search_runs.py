@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,10 @@ from typing import Any
 
 import pytest
 
+from sparsebench.analysis.frontiers import find_frontiers
 from sparsebench.analysis.progress import read_progress
+from sparsebench.analysis.remarks import remarks
+from sparsebench.analysis.study_data import load_study
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.claims import Claims, Locks
 from sparsebench.records.query import query
@@ -125,6 +129,14 @@ def test_stopped_run_says_where_and_why_and_is_in_no_table(undisturbed: Undistur
             assert max(rungs) == end["step"]
         else:
             assert set(rungs) == {3, 9}
+
+
+def test_page_tells_of_stopped_runs_and_misses_none(undisturbed: Undisturbed) -> None:
+    data = load_study(undisturbed.directory)
+    said = remarks(data, find_frontiers(data))
+    stopped = undisturbed.summary.stopped
+    assert re.match(rf"The study's search stopped {stopped}\sruns early\. They have no results", said[0])
+    assert not any("not complete" in sentence or "did not finish" in sentence for sentence in said)
 
 
 def test_stopped_runs_were_worse_where_they_were_stopped(undisturbed: Undisturbed) -> None:

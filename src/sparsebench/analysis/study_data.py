@@ -69,7 +69,8 @@ class StudyData:
         results: The table `results`.
         layers: The table `layers`.
         failures: The runs that failed.
-        unfinished: How many runs were begun and neither finished nor failed.
+        unfinished: How many runs were begun and have not ended.
+        stopped: How many runs a search stopped early; they have no results.
     """
 
     directory: Path
@@ -81,6 +82,7 @@ class StudyData:
     layers: pd.DataFrame
     failures: tuple[Failure, ...]
     unfinished: int
+    stopped: int
 
 
 def load_study(directory: Path) -> StudyData:
@@ -110,6 +112,7 @@ def load_study(directory: Path) -> StudyData:
         layers=layers,
         failures=tuple(_failure(folder) for folder in folders if folder.status() == "failed"),
         unfinished=sum(folder.status() == "started" for folder in folders),
+        stopped=sum(folder.status() == "stopped" for folder in folders),
     )
 
 

@@ -171,20 +171,18 @@ class MethodSearch:
     def _tell(self, proposal: Proposal) -> None:
         """Tell the samplers what a proposal was worth."""
         sampler, asked = proposal.sampler, proposal.asked
-        status = {self._results.status(run.run_id) for run in proposal.runs}
-        if "failed" in status:
-            sampler.tell(asked, (FAILED,) if proposal.aim is not None else (FAILED, 0.0))
-        elif proposal.pause_at is not None:
+        failed = "failed" in {self._results.status(run.run_id) for run in proposal.runs}
+        if not failed and proposal.pause_at is not None:
             sampler.tell_stopped(asked)
-        else:
-            records = [self._results.record(run.run_id) for run in proposal.runs]
-            if proposal.aim is None:
-                sampler.tell(asked, trade_off(records))
-            else:
-                sampler.tell(asked, (value_at(records, proposal.aim),))
-                for other in () if self._is_told else self._aims:
-                    if other.sampler is not sampler and other.sparsity is not None:
-                        other.sampler.hear(asked, value_at(records, other.sparsity))
+            return
+        records = [] if failed else [self._results.record(run.run_id) for run in proposal.runs]
+        if proposal.aim is None:
+            sampler.tell(asked, (FAILED, 0.0) if failed else trade_off(records))
+            return
+        sampler.tell(asked, (FAILED if failed else value_at(records, proposal.aim),))
+        for other in () if self._is_told else self._aims:
+            if other.sampler is not sampler and other.sparsity is not None:
+                other.sampler.hear(asked, FAILED if failed else value_at(records, other.sparsity))
 
     def _generation(self) -> list[Proposal]:
         found: list[Proposal] = []
