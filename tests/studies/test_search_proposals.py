@@ -271,6 +271,57 @@ def test_proposals_are_those_of_plain_optuna(tmp_path: Path, sampler: str) -> No
     assert [proposal.runs[0] for proposal in search.proposals] == expected
 
 
+MAGNITUDE = """
+study: searched
+workload: digits
+seeds: 1
+sparsities: [0.5, 0.9]
+budget: 60
+search: {sampler: tpe, generation: 6}
+methods:
+  magnitude: {begin: {from: 0.0, to: 0.4}, end: 0.6}
+"""
+
+
+def test_samplers_of_two_sparsities_hear_of_each_other(tmp_path: Path) -> None:
+    """As plain Optuna does with trials added by hand: each so far below the best there as it is below its own."""
+
+    def value(config: RunConfig) -> float:
+        return 100.0 * (1.2 - (config.target_sparsity or 0.0)) - abs(config.parameters["begin"] / config.recipe.steps - 0.1)
+
+    study = read(tmp_path, MAGNITUDE)
+    space, results = Space(study, study.methods[0]), Pretended(value)
+    search = MethodSearch(study, "magnitude", [space], results)
+    while search.advance():
+        results.configs |= {config.run_id: config for proposal in search.proposals for config in proposal.runs}
+    own = {s: int(text_hash(canonical_json([0, "magnitude", s])), 16) % 2**32 for s in study.sparsities}
+    plain = {s: optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=own[s])) for s in own}
+    expected: list[RunConfig] = []
+    best = dict.fromkeys(own, float("-inf"))
+    while len(expected) < 60:
+        asked = []
+        while len(asked) < 6:
+            sparsity = study.sparsities[len(expected) % 2]
+            trial = plain[sparsity].ask()
+            begin = float(f"{trial.suggest_float('begin', 0.0, 0.4):.4g}")
+            config = space.config({"sparsity": sparsity, "begin": begin, "end": 0.6})
+            if config in expected:
+                plain[sparsity].tell(trial, state=optuna.trial.TrialState.FAIL)
+                continue
+            expected.append(config)
+            asked.append((sparsity, trial, config))
+        for sparsity, trial, config in asked:
+            plain[sparsity].tell(trial, value(config))
+            best[sparsity] = max(best[sparsity], value(config))
+        for sparsity, trial, config in asked:
+            (other,) = (s for s in own if s != sparsity)
+            shifted = best[other] + value(config) - best[sparsity]
+            plain[other].add_trial(
+                optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=shifted)
+            )
+    assert [proposal.runs[0] for proposal in search.proposals] == expected
+
+
 def test_tpe_climbs_the_hill_better_than_random_search(tmp_path: Path) -> None:
     """Medians over seeds of the sampler: the difference is many times the spread."""
     best: dict[str, list[float]] = {"tpe": [], "random": []}

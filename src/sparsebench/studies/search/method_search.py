@@ -74,8 +74,9 @@ class MethodSearch:
     They are proposed in generations. When all runs of one have ended, their values are told to the samplers in the order in which
     they were proposed, whatever the order in which they ended, and the next generation is asked for.
 
-    TPE and random search have a sampler for each sparsity asked about, which propose in turns; a result of a method that finds
-    its own sparsity is told to all of them. NSGA-II has one, with two values: validation metric and sparsity.
+    TPE and random search have a sampler for each sparsity asked about, which propose in turns, and are told the results of the
+    others: of a method that finds its own sparsity, the value at theirs; of one that is told it, how far below the best it was.
+    NSGA-II has one, with two values: validation metric and sparsity.
 
     Args:
         study: The study, with a search.
@@ -96,6 +97,7 @@ class MethodSearch:
         self._is_told = any(SPARSITY in space.axes for space in spaces)
         self._aims = [_Aim(self._settings, method, aim, spaces) for aim in self._find_aims(study, spaces)]
         self._turn = 0
+        self._best: dict[float, float] = {}
         # What finds its own sparsity can be proposed for any.
         self._size = _size(self._aims if self._is_told else self._aims[:1], study.budget)
 
@@ -129,8 +131,9 @@ class MethodSearch:
             self._look_at(proposal)
         if not all(proposal.over for proposal in self._under_way):
             return True
-        for proposal in self._under_way:
-            self._tell(proposal)
+        for tell in (self._tell, self._spread):
+            for proposal in self._under_way:
+                tell(proposal)
         self._under_way = self._generation()
         self.proposals += self._under_way
         return bool(self._under_way) or any(proposal.stops for proposal in waiting)
@@ -169,20 +172,39 @@ class MethodSearch:
                 proposal.stops[run.run_id] = stop
 
     def _tell(self, proposal: Proposal) -> None:
-        """Tell the samplers what a proposal was worth."""
+        """Tell the sampler of a proposal what it was worth."""
         sampler, asked = proposal.sampler, proposal.asked
-        failed = "failed" in {self._results.status(run.run_id) for run in proposal.runs}
-        if not failed and proposal.pause_at is not None:
+        if not self._failed(proposal) and proposal.pause_at is not None:
             sampler.tell_stopped(asked)
+        elif proposal.aim is None:
+            sampler.tell(asked, (FAILED, 0.0) if self._failed(proposal) else trade_off(self._records(proposal)))
+        else:
+            value = self._value(proposal, proposal.aim)
+            self._best[proposal.aim] = max(self._best.get(proposal.aim, value), value)
+            sampler.tell(asked, (value,))
+
+    def _spread(self, proposal: Proposal) -> None:
+        """Tell the samplers of other sparsities what a proposal was worth."""
+        if proposal.aim is None or (proposal.pause_at is not None and not self._failed(proposal)):
             return
-        records = [] if failed else [self._results.record(run.run_id) for run in proposal.runs]
-        if proposal.aim is None:
-            sampler.tell(asked, (FAILED, 0.0) if failed else trade_off(records))
-            return
-        sampler.tell(asked, (FAILED if failed else value_at(records, proposal.aim),))
-        for other in () if self._is_told else self._aims:
-            if other.sampler is not sampler and other.sparsity is not None:
-                other.sampler.hear(asked, FAILED if failed else value_at(records, other.sparsity))
+        for other in self._aims:
+            if other.sparsity is None or other.sampler is proposal.sampler:
+                continue
+            if not self._is_told:
+                other.sampler.hear(proposal.asked, self._value(proposal, other.sparsity))
+            elif other.sparsity in self._best:
+                # So far below the best there as it is below the best at its own sparsity.
+                value = self._value(proposal, proposal.aim)
+                other.sampler.hear(proposal.asked, self._best[other.sparsity] + value - self._best[proposal.aim])
+
+    def _value(self, proposal: Proposal, sparsity: float) -> float:
+        return FAILED if self._failed(proposal) else value_at(self._records(proposal), sparsity)
+
+    def _failed(self, proposal: Proposal) -> bool:
+        return any(self._results.status(run.run_id) == "failed" for run in proposal.runs)
+
+    def _records(self, proposal: Proposal) -> list[RunRecord]:
+        return [self._results.record(run.run_id) for run in proposal.runs]
 
     def _generation(self) -> list[Proposal]:
         found: list[Proposal] = []
