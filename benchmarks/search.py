@@ -231,10 +231,31 @@ def _spread(values: Sequence[float], write: Callable[[float], str]) -> str:
     return f"{write(statistics.median(values))} ({write(min(values))}-{write(max(values))})"
 
 
+def _reached(numbers: Iterable[float | None]) -> str:
+    """The median, the least and the greatest; searches that never came so far are above all others."""
+    ordered = sorted(float("inf") if number is None else number for number in numbers)
+    median, least, most = ordered[(len(ordered) - 1) // 2], ordered[0], ordered[-1]
+    shown = ["never" if number == float("inf") else f"{number:.0f}" for number in (median, least, most)]
+    return f"{shown[0]} ({shown[1]}-{shown[2]})"
+
+
 def print_tables(title: str, searches: Sequence[Mapping[str, Any]], checkpoints: Sequence[int], shown: Sequence[int]) -> None:
     """Median, least and greatest over seeds."""
     methods, ways = (list(dict.fromkeys(one[field] for one in searches)) for field in ("method", "way"))
     print(f"\n### {title}\n")
+    for split, name in enumerate(("test", "validation")):
+        print(f"Runs until the area on the {name} split is {100 * SHARE:g} % of the whole grid's:\n")
+        rows = [
+            [
+                method,
+                *(
+                    _reached(one["reached"][split] for one in searches if (one["method"], one["way"]) == (method, way))
+                    for way in ways
+                ),
+            ]
+            for method in methods
+        ]
+        print(table(["method", *ways], rows), "\n")
     for split, name in enumerate(("test", "validation")):
         rows = []
         for method in methods:
@@ -244,14 +265,9 @@ def print_tables(title: str, searches: Sequence[Mapping[str, Any]], checkpoints:
                     _spread([100.0 * one["at"][place][split] / one["whole"][split] for one in own], "{:.1f}".format)
                     for place in map(checkpoints.index, shown)
                 ]
-                reached = [one["reached"][split] for one in own]
-                ordered = sorted(float("inf") if number is None else number for number in reached)
-                middle = ordered[(len(ordered) - 1) // 2]
-                median = "never" if middle == float("inf") else f"{middle:.3g}"
-                most = "never" if ordered[-1] == float("inf") else f"{ordered[-1]:.3g}"
-                rows.append([method, way, *cells, f"{median} (at most {most})"])
+                rows.append([method, way, *cells])
         print(f"Area under the trade-off curve on the {name} split, in per cent of the whole grid's:\n")
-        print(table(["method", "search", *(f"{number} runs" for number in shown), f"runs to {100 * SHARE:g} %"], rows), "\n")
+        print(table(["method", "search", *(f"{number} runs" for number in shown)], rows), "\n")
 
 
 def draw(everything: Mapping[str, Any], path: Path) -> None:
@@ -259,14 +275,14 @@ def draw(everything: Mapping[str, Any], path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "sparsebench"
+    mpl.rcParams.update({"svg.hashsalt": "sparsebench", "svg.fonttype": "none"})
     from matplotlib import pyplot as plt
 
     panels = [
         (f"{method}{suffix}", [one for one in searches if one["method"] == method], checkpoints)
         for searches, checkpoints, suffix in (
             (everything["grid"], CHECKPOINTS, ""),
-            (everything.get("curves", []), CURVE_CHECKPOINTS, ", stopped early"),
+            (everything.get("curves", []), CURVE_CHECKPOINTS, ", 450 steps"),
         )
         for method in dict.fromkeys(one["method"] for one in searches)
     ]
@@ -288,7 +304,7 @@ def draw(everything: Mapping[str, Any], path: Path) -> None:
         axis.axhline(100.0 * SHARE, color="black", linewidth=0.6, linestyle=":")
         axis.set_ylim(94.0, 100.2)
         axis.set_title(title, fontsize=9)
-        axis.set_xlabel("runs" if "early" not in title else "runs' worth of steps", fontsize=8)
+        axis.set_xlabel("runs" if "steps" not in title else "runs' worth of steps", fontsize=8)
         axis.set_ylabel("% of the grid's area", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.legend(fontsize=7, loc="lower right", frameon=False)
