@@ -79,13 +79,19 @@ def run_all(study: Study, directory: Path, order: random.Random | None = None, r
         for config in todo:
             go_on(runs, directory, config)
         if restart:
-            runs = StudyRuns(study, directory, plan_runs(study))
-            while runs.plan_further():
-                pass
+            runs = replayed(study, directory)
             if not todo:
                 return list(runs.ready())
         elif not todo and not runs.plan_further():
             return list(runs.ready())
+
+
+def replayed(study: Study, directory: Path) -> StudyRuns:
+    """What a new driver knows of a study."""
+    runs = StudyRuns(study, directory, plan_runs(study))
+    while runs.plan_further():
+        pass
+    return runs
 
 
 @pytest.mark.parametrize("search", SEARCHES)
@@ -96,9 +102,7 @@ def test_every_method_gets_the_budget_or_all_that_it_has(tmp_path: Path, search:
     known = Counter(config.method for config in runs.planned)
     assert {method: known[method] + runs.unproposed.get(method, 0) for method in known} == expected
     run_all(study, tmp_path / "results")
-    runs = StudyRuns(study, tmp_path / "results", plan_runs(study))
-    while runs.plan_further():
-        pass
+    runs = replayed(study, tmp_path / "results")
     assert Counter(config.method for config in runs.planned) == expected
     assert not runs.unproposed
     assert len({config.run_id for config in runs.planned}) == len(runs.planned)
@@ -112,9 +116,7 @@ def test_every_method_gets_the_budget_or_all_that_it_has(tmp_path: Path, search:
 def test_values_are_those_of_the_grid(tmp_path: Path, search: str) -> None:
     study = study_of(tmp_path, search)
     run_all(study, tmp_path / "results")
-    runs = StudyRuns(study, tmp_path / "results", plan_runs(study))
-    while runs.plan_further():
-        pass
+    runs = replayed(study, tmp_path / "results")
     for config in runs.planned:
         given = config.parameters
         if config.method == "l0":
@@ -136,12 +138,20 @@ def test_proposals_depend_neither_on_the_order_of_results_nor_on_restarts(
     calm = run_all(study, folder / "calm")
     assert run_all(study, folder / "shuffled", random.Random(seed)) == calm
     assert run_all(study, folder / "restarted", random.Random(seed), restart=True) == calm
-    stopped = [StudyRuns(study, folder / name, plan_runs(study)) for name in ("calm", "shuffled", "restarted")]
-    for runs in stopped:
-        while runs.plan_further():
-            pass
-    assert stopped[0].stops == stopped[1].stops == stopped[2].stops
-    assert bool(stopped[0].stops) == ("hyperband" in search)
+    stops = [replayed(study, folder / name).stops for name in ("calm", "shuffled", "restarted")]
+    assert stops[0] == stops[1] == stops[2]
+    assert bool(stops[0]) == ("hyperband" in search)
+
+
+@pytest.mark.parametrize("search", [*SEARCHES, "{sampler: tpe, stop: hyperband}"])
+def test_larger_budget_keeps_what_a_smaller_one_proposed(tmp_path: Path, search: str) -> None:
+    small, large = (read(tmp_path, STUDY.format(search=search).replace("14", budget)) for budget in ("14", "30"))
+    before = run_all(small, tmp_path / "results")
+    stops = replayed(small, tmp_path / "results").stops
+    after = run_all(large, tmp_path / "results")
+    assert set(before) < set(after)
+    later = replayed(large, tmp_path / "results").stops
+    assert {run_id: stop for run_id, stop in later.items() if run_id in before} == stops
 
 
 def test_stage_waits_until_the_search_is_over(tmp_path: Path) -> None:
