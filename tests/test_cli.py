@@ -47,7 +47,7 @@ Ask = Callable[..., Answer]
 def ask(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Ask:
     """The command line in this process; studies train here too, because starting workers takes seconds."""
 
-    def run(self: LocalProcesses, configs: Sequence[RunConfig], directory: Path, done: Done) -> None:
+    def run(self: LocalProcesses, configs: Sequence[RunConfig], directory: Path, done: Done, pauses: object) -> None:
         for config in configs:
             done(run_one(config.model_dump(mode="json"), str(directory), self.checkpoint_seconds, self.claims))
 

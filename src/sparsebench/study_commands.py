@@ -53,10 +53,11 @@ def study_plan(
 
     set_up_process()  # before torch is loaded: steps are timed here as workers will take them
     from sparsebench.studies.calibration import cores
-    from sparsebench.studies.forecast import forecast_runs
+    from sparsebench.studies.forecast import Forecast, forecast_runs, forecast_unproposed
     from sparsebench.studies.plan import plan_runs
     from sparsebench.studies.sample_runs import sample_runs
-    from sparsebench.studies.selection import Selection
+    from sparsebench.studies.selection import EVERYTHING, Selection
+    from sparsebench.studies.study_file import GRID
     from sparsebench.studies.study_runs import StudyRuns
 
     selection = Selection(tuple(only or ()), shard)
@@ -64,10 +65,17 @@ def study_plan(
         runs = StudyRuns(one, directory, plan_runs(one))
         while runs.plan_further():
             pass
-        selection.check(runs.planned, complete=not runs.unplanned)
+        selection.check(runs.planned, complete=not runs.unplanned and not runs.unproposed)
         chosen = selection.choose(runs.planned)
         samples = sample_runs(chosen) if calibrate else {}
-        terminal.print_forecast(forecast_runs(chosen, directory, samples), runs.unplanned, cores(), directory)
+        forecasts = forecast_runs(chosen, directory, samples)
+        unplanned = runs.unplanned
+        if selection == EVERYTHING:
+            for method, later in forecast_unproposed(runs.unproposed, chosen, samples).items():
+                forecasts[method] = forecasts.get(method, Forecast()) + later
+        elif runs.unproposed:  # whether a run that is not proposed yet would be chosen, nobody can tell
+            unplanned = (f"{GRID}, what its search is still to propose", *unplanned)
+        terminal.print_forecast(forecasts, unplanned, cores(), directory)
 
 
 @app.command("run")

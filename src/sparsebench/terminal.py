@@ -149,11 +149,13 @@ class StudyProgress:
         self._progress = progress
         self._task = progress.add_task(name, total=None, failed="")
         self._failed = 0
+        self._begun = False
 
     def begin(self, ended: int, todo: int) -> None:
-        """Say how many runs had ended, and how many are to do now."""
-        if ended:
+        """Say how many runs had ended before the first ones begin, and how many are to do now."""
+        if ended and not self._begun:
             self._progress.console.print(f"{ended} of {ended + todo} runs are done already", markup=False)
+        self._begun = True
         self._progress.reset(self._task, total=todo)
 
     def done(self, outcome: Outcome) -> None:
@@ -196,8 +198,12 @@ def print_summary(summary: StudySummary, directory: Path) -> None:
         parts.append(f"{len(summary.failed)} failed (run them again with --retry-failed)")
     if summary.elsewhere:
         parts.append(f"{summary.elsewhere} were finished by other drivers")
+    if summary.stopped:
+        parts.append(f"{summary.stopped} stopped early by the search")
     if summary.left:
         parts.append(f"{summary.left} left")
+    if summary.unproposed:
+        parts.append(f"up to {summary.unproposed} more to be proposed by the search")
     if summary.unplanned:
         parts.append(f"not planned yet: {', '.join(summary.unplanned)}")
     say(f"{summary.planned} runs planned: {', '.join(parts)}; results: {directory}")
@@ -227,6 +233,13 @@ def print_forecast(forecasts: Mapping[str, Forecast], unplanned: Sequence[str], 
         )
     if total is not None and total.unmeasured:
         say(f"{total.unmeasured:,} runs to do are not measured, and in none of these sums")
+    if total is not None and total.stopped:
+        say(f"{total.stopped:,} runs were stopped early by the search")
+    if total is not None and total.unproposed:
+        say(
+            f"{total.unproposed:,} runs to do, or fewer, are proposed by the search as results come: taken to be like the others "
+            "of their method, and to be trained to the end"
+        )
     for stage in unplanned:
         say(f"stage {stage}: planned when the runs are done that decide it, and in none of these sums")
     say(f"results folder: {directory}")
@@ -277,6 +290,8 @@ def show_snapshots(snapshots: Iterable[Snapshot]) -> None:
 def _counts(progress: StudyCounts, *, times: bool = True) -> str:
     planned = "" if progress.planned is None else f" of {progress.planned:,}"
     parts = [f"{progress.finished:,}{planned} runs finished", f"{progress.failed:,} failed", f"{progress.running:,} running"]
+    if progress.stopped:
+        parts.append(f"{progress.stopped:,} stopped early")
     if progress.quiet:
         parts.append(f"{progress.quiet:,} begun but silent for five minutes")
     if times and progress.seconds_left is not None:

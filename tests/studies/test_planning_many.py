@@ -12,7 +12,7 @@ import pytest
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.schema import short_hash
-from sparsebench.studies import plan
+from sparsebench.studies import spaces
 from sparsebench.studies.plan import plan_runs
 from sparsebench.studies.study_file import read_study
 from sparsebench.training import config as training_config
@@ -91,7 +91,7 @@ def test_values_that_are_equal_and_written_differently_stay_what_they_are():
 
 def test_recipe_is_resolved_once_for_configurations_that_share_it(tmp_path):
     study = study_of(tmp_path, STUDY.format(seeds=1, layers="null"))
-    with mock.patch.object(plan, "resolve_recipe", wraps=plan.resolve_recipe) as resolved:
+    with mock.patch.object(spaces, "resolve_recipe", wraps=spaces.resolve_recipe) as resolved:
         configs = plan_runs(study)
     assert len(configs) == 2 * 2 * 2 * 2 + 4  # 0.02 of 1,500 steps are 30 steps
     assert resolved.call_count == 2 + 1  # two of magnitude, one of variational dropout

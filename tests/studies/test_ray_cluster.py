@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from executor_runs import outcomes_of, weights
+from executor_runs import outcomes_of, pause_and_go_on, weights
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
@@ -80,6 +80,12 @@ def test_study_with_tickets_ends_as_on_one_machine(cluster: Any, tmp_path: Path)
     assert weights(tmp_path / "ray") == weights(tmp_path / "local")
     assert files(tmp_path / "ray") == files(tmp_path / "local")
     assert run_study(study, tmp_path / "ray", RayTasks()).finished_before == 4
+
+
+def test_runs_pause_and_go_on_to_the_same_bits(cluster: Any, tmp_path: Path) -> None:
+    pause_and_go_on(RayTasks(), tmp_path / "ray", configurations(20, 2))
+    outcomes_of(LocalProcesses(1), tmp_path / "local", configurations(20, 2))
+    assert weights(tmp_path / "ray") == weights(tmp_path / "local")
 
 
 def test_failures_and_held_runs_are_told_and_the_others_go_on(cluster: Any, tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ids of the runs that were given to workers; here they are trained in this process, which is quicker."""
     ids: list[str] = []
 
-    def run(self: LocalProcesses, configs: Sequence[RunConfig], directory: Path, done: Callable[[Outcome], None]) -> None:
+    def run(
+        self: LocalProcesses, configs: Sequence[RunConfig], directory: Path, done: Callable[[Outcome], None], pauses: object
+    ) -> None:
         for config in configs:
             ids.append(config.run_id)
             done(run_one(config.model_dump(mode="json"), str(directory), self.checkpoint_seconds, self.claims))

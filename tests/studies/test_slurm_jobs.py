@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from executor_runs import outcomes_of, weights
+from executor_runs import outcomes_of, pause_and_go_on, weights
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
@@ -39,6 +39,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def test_debug_mode_trains_in_one_job_what_is_asked_for(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     outcomes = outcomes_of(SlurmJobs(jobs=1, cluster="debug"), tmp_path, CONFIGS)
     assert {outcome.status for outcome in outcomes.values()} == {"finished"}
+    assert weights(tmp_path) == undisturbed
+
+
+def test_runs_pause_and_go_on_to_the_same_bits(tmp_path: Path, undisturbed: dict[str, str]) -> None:
+    pause_and_go_on(SlurmJobs(jobs=1, cluster="debug"), tmp_path, CONFIGS)
     assert weights(tmp_path) == undisturbed
 
 

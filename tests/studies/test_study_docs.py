@@ -11,7 +11,9 @@ from pretended_runs import stages_of
 from sparsebench.sparsifiers.registry import METHODS
 from sparsebench.studies import study_file
 from sparsebench.studies.plan import plan_runs
+from sparsebench.studies.search import settings
 from sparsebench.studies.study_file import each_workload, read_study
+from sparsebench.studies.study_runs import StudyRuns
 from sparsebench.training.child_config import goes_on
 from sparsebench.training.longer_training import VARIANTS
 
@@ -22,6 +24,7 @@ RUNS = {
     "mine": 3 * (1 + 3 * 2 + 3),
     "grids": 2 * (2 * 2 * (4 + 1) + 3 * 3 + 2),
     "same-chances": 3 * (20 + 20),
+    "searched": 2 * 40,
     "several": 2,
     "tickets": 1 + 3 * 4,
 }
@@ -39,7 +42,10 @@ def test_every_example_is_counted() -> None:
 def test_example_can_be_planned(example: str, tmp_path: Path) -> None:
     (tmp_path / "example.yaml").write_text(example, encoding="utf-8")
     for study in each_workload(read_study(str(tmp_path / "example.yaml"))):
-        assert len(plan_runs(study)) == RUNS[name_of(example)]
+        if study.search is not None:
+            pytest.importorskip("optuna")
+        runs = StudyRuns(study, tmp_path / "results", plan_runs(study))
+        assert len(runs.planned) + sum(runs.unproposed.values()) == RUNS[name_of(example)]
 
 
 def test_stages_of_the_example_are_what_the_page_says(tmp_path: Path) -> None:
@@ -55,6 +61,10 @@ def test_page_names_every_field_method_and_schedule() -> None:
         assert re.search(rf"^\|.*`{field}`.*\|", PAGE, flags=re.MULTILINE), field
     for field in study_file._STAGE:
         assert re.search(rf"^\| `{field}` \|", PAGE, flags=re.MULTILINE), field
+    for field in settings._FIELDS:
+        assert re.search(rf"^\| `{field}` \|", PAGE, flags=re.MULTILINE), field
+    for sampler in settings.SAMPLERS:
+        assert f"- `{sampler}`" in PAGE
     for method in METHODS:
         if goes_on(method):
             assert f"| `{method.name}` |" in PAGE

@@ -140,7 +140,7 @@ def test_scratch_b_trains_for_the_arithmetic_of_a_dense_training_at_most_twice_a
 def in_this_process() -> Iterator[None]:
     """Runs in processes of their own have tests of their own."""
 
-    def run(self: LocalProcesses, configs: Any, directory: Path, done: Any) -> None:
+    def run(self: LocalProcesses, configs: Any, directory: Path, done: Any, pauses: object) -> None:
         for config in configs:
             done(run_one(config.model_dump(mode="json"), str(directory), self.checkpoint_seconds, self.claims))
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.storage import load_compressed
-from sparsebench.training import run
+from sparsebench.training import preparation
 from sparsebench.training.config import resolve
 from sparsebench.training.loop import learning_rate_factor
 from sparsebench.training.run import run_folder, train
@@ -62,13 +62,13 @@ def test_inverse_square_root_is_the_papers_schedule() -> None:
 
 def test_optimizer_gets_adams_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     made: list[torch.optim.Optimizer] = []
-    original = run._optimizer
+    original = preparation._optimizer
 
     def remember(*arguments: Any) -> torch.optim.Optimizer:
         made.append(original(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(run, "_optimizer", remember)
+    monkeypatch.setattr(preparation, "_optimizer", remember)
     config = resolve("digits", "dense", {}, {"steps": 2, "adam_beta1": 0.8, "adam_beta2": 0.98, "adam_epsilon": 1e-6})
     train(config, run_folder(tmp_path, config))
     assert (made[0].defaults["betas"], made[0].defaults["eps"]) == ((0.8, 0.98), 1e-6)
@@ -82,9 +82,9 @@ def test_dropout_of_a_network_without_any_is_refused(tmp_path: Path) -> None:
 
 def test_dropout_reaches_every_layer() -> None:
     model = nn.Sequential(nn.Dropout(0.5), nn.Sequential(nn.Dropout(0.2)))
-    run.set_dropout(model, None)
+    preparation.set_dropout(model, None)
     assert (model[0].p, model[1][0].p) == (0.5, 0.2)
-    run.set_dropout(model, 0.3)
+    preparation.set_dropout(model, 0.3)
     assert (model[0].p, model[1][0].p) == (0.3, 0.3)
 
 

@@ -32,6 +32,7 @@ class Progress:
         failed: How many failed.
         running: How many were begun, have not ended and wrote something in the last five minutes.
         quiet: How many were begun, have not ended and wrote nothing for longer: most likely nobody is at them.
+        stopped: How many a search stopped early.
         seconds_left: The time until all planned runs have ended at the pace of the last twenty; None where that cannot be told.
     """
 
@@ -41,12 +42,13 @@ class Progress:
     failed: int
     running: int
     quiet: int
+    stopped: int
     seconds_left: float | None
 
     @property
     def ended(self) -> bool:
         """Whether nothing is left to do that is known of."""
-        return self.planned is not None and self.finished + self.failed >= self.planned and not self.running
+        return self.planned is not None and self.finished + self.failed + self.stopped >= self.planned and not self.running
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def read_progress(directory: Path, now: float) -> Progress:
         SparsebenchError: The folder holds no runs, or its study.json cannot be read.
     """
     note = read_note(directory / "study.json")
-    folders: dict[str, list[RunFolder]] = {"finished": [], "failed": [], "started": [], "new": []}
+    folders: dict[str, list[RunFolder]] = {"finished": [], "failed": [], "stopped": [], "started": [], "new": []}
     for folder in run_folders(directory):
         folders[folder.status()].append(folder)
     begun = [_last_sign(folder) for folder in folders["started"]]
@@ -94,6 +96,7 @@ def read_progress(directory: Path, now: float) -> Progress:
     planned = None if note is None else note.planned_runs
     ended = [_modified(folder.result_path) for folder in folders["finished"]]
     ended += [_modified(folder.failure_path) for folder in folders["failed"]]
+    ended += [_modified(folder.stop_path) for folder in folders["stopped"]]
     return Progress(
         name=directory.resolve().name if note is None else note.name,
         planned=planned,
@@ -101,6 +104,7 @@ def read_progress(directory: Path, now: float) -> Progress:
         failed=len(folders["failed"]),
         running=running,
         quiet=len(begun) - running,
+        stopped=len(folders["stopped"]),
         seconds_left=None if planned is None or not running else _seconds_left(ended, planned - len(ended), now),
     )
 

@@ -51,12 +51,18 @@ def _progress(data: StudyData) -> Iterator[str]:
     finished = int(data.results["run_id"].nunique())
     failed = len(data.failures)
     planned = data.note.planned_runs
-    if planned is not None and finished < planned:
+    missing = 0 if planned is None else max(planned - finished - failed - data.stopped, 0)
+    if data.stopped:
+        yield (
+            f"The study's search stopped {count(data.stopped, 'run')} early. They have no results, and are in no count of "
+            "configurations on this page."
+        )
+    if planned is not None and finished + data.stopped < planned:
         yield (
             f"The study is not complete: {finished:,} of {count(planned, 'planned run')} finished, {failed:,} failed, "
-            f"{max(planned - finished - failed, 0):,} still missing."
+            f"{missing:,} still missing."
         )
-    elif planned is not None and finished > planned:
+    elif planned is not None and finished + data.stopped > planned:
         yield f"The folder holds {count(finished, 'finished run')}, more than the {planned:,} this study planned."
     elif failed or data.unfinished:
         yield f"{count(failed, 'run')} failed and {data.unfinished:,} did not finish; the values come from the others."

@@ -72,7 +72,8 @@ class StudyData:
         distributions: The table `distributions`, not read yet: it is large, and a page needs little of it.
         tables_alone: Whether the folder was passed on without its runs.
         failures: The runs that failed.
-        unfinished: How many runs were begun and neither finished nor failed.
+        unfinished: How many runs were begun and have not ended.
+        stopped: How many runs a search stopped early; they have no results.
     """
 
     directory: Path
@@ -86,6 +87,7 @@ class StudyData:
     tables_alone: bool
     failures: tuple[Failure, ...]
     unfinished: int
+    stopped: int
 
 
 def load_study(directory: Path) -> StudyData:
@@ -116,6 +118,7 @@ def load_study(directory: Path) -> StudyData:
         tables_alone=holds_tables_alone(directory),
         failures=tuple(_failure(folder) for folder in folders if folder.status() == "failed"),
         unfinished=sum(folder.status() == "started" for folder in folders),
+        stopped=sum(folder.status() == "stopped" for folder in folders),
     )
 
 

@@ -15,6 +15,7 @@ from sparsebench.atomic import atomic_file, make_directory
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.claims import Claims, Locks
 from sparsebench.records.latency import LatencyRecord
+from sparsebench.records.rungs import RungRecord, StopRecord
 from sparsebench.records.schema import RunRecord, canonical_json
 
 __all__ = ["RUNS", "RunFolder", "Status"]
@@ -26,7 +27,7 @@ _LOCKS = Locks()
 
 _AnyRecord = TypeVar("_AnyRecord", bound=BaseModel)
 
-Status = Literal["new", "started", "failed", "finished"]
+Status = Literal["new", "started", "stopped", "failed", "finished"]
 
 
 @dataclass(frozen=True)
@@ -81,16 +82,28 @@ class RunFolder:
         """One line and the traceback of a run that failed."""
         return self.path / "failure.txt"
 
+    @property
+    def rungs_path(self) -> Path:
+        """What was measured where the run paused: one JSON object a line; only where a search may stop runs early."""
+        return self.path / "rungs.jsonl"
+
+    @property
+    def stop_path(self) -> Path:
+        """At which step a search stopped the run, and why; it has no result then."""
+        return self.path / "stopped.json"
+
     def status(self) -> Status:
         """Tell how far the run has come.
 
         Returns:
-            "finished", "failed", "started" (it has a folder but no result), or "new".
+            "finished", "failed", "stopped", "started" (it has a folder and none of these), or "new".
         """
         if self.result_path.exists():
             return "finished"
         if self.failure_path.exists():
             return "failed"
+        if self.stop_path.exists():
+            return "stopped"
         return "started" if self.path.exists() else "new"
 
     def create(self, config: dict[str, Any]) -> None:
@@ -144,7 +157,12 @@ class RunFolder:
         self.claims.check(self.path)
         _write(self.result_path, record)
         self.checkpoint_path.unlink(missing_ok=True)
+        self.forget_end()
+
+    def forget_end(self) -> None:
+        """Drop why the run failed or was stopped: it goes on."""
         self.failure_path.unlink(missing_ok=True)
+        self.stop_path.unlink(missing_ok=True)
 
     def read_result(self) -> RunRecord:
         """Read the record of a finished run.
@@ -186,6 +204,45 @@ class RunFolder:
     def read_failure(self) -> str:
         """The line that says why the run failed."""
         return self.failure_path.read_text(encoding="utf-8").partition("\n")[0]
+
+    def write_rung(self, rung: RungRecord) -> None:
+        """Keep what was measured where the run paused.
+
+        Raises:
+            SparsebenchError: It cannot be written, or another process took the run over.
+        """
+        self.claims.check(self.path)
+        rungs = self.read_rungs() | {rung.step: rung}
+        with atomic_file(self.rungs_path) as stream:
+            for step in sorted(rungs):
+                stream.write(f"{rungs[step].model_dump_json()}\n".encode())
+
+    def read_rungs(self) -> dict[int, RungRecord]:
+        """What was measured where the run paused, by the step.
+
+        Raises:
+            SparsebenchError: The file is damaged.
+        """
+        try:
+            lines = self.rungs_path.read_bytes().splitlines()
+            rungs = [RungRecord.model_validate_json(line) for line in lines]
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValidationError) as error:
+            raise SparsebenchError(
+                f"{self.rungs_path} is damaged: delete it and the run's checkpoint.pt, if there is one"
+            ) from error
+        return {rung.step: rung for rung in rungs}
+
+    def write_stop(self, stop: StopRecord) -> None:
+        """Make the run a stopped one, and drop what it would go on from.
+
+        Raises:
+            SparsebenchError: It cannot be written.
+        """
+        with atomic_file(self.stop_path) as stream:
+            stream.write(stop.model_dump_json(indent=1).encode())
+        self.checkpoint_path.unlink(missing_ok=True)
 
 
 def _write(path: Path, record: BaseModel) -> None:

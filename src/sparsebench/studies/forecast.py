@@ -10,7 +10,7 @@ from sparsebench.records.run_folder import RUNS, RunFolder
 from sparsebench.studies.sample_runs import Kind, Sample, kind_of
 from sparsebench.training.config import RunConfig
 
-__all__ = ["Cost", "Forecast", "forecast_runs"]
+__all__ = ["Cost", "Forecast", "forecast_runs", "forecast_unproposed"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Forecast:
         failed: Those that failed; they are run again only when asked.
         cost: Of the runs that are still to do; of those among them that could be measured.
         unmeasured: Runs to do that could not be measured.
+        stopped: Those that a search stopped early.
+        unproposed: Those among them that a search is still to propose: so many at most.
     """
 
     runs: int = 0
@@ -43,11 +45,13 @@ class Forecast:
     failed: int = 0
     cost: Cost = Cost()
     unmeasured: int = 0
+    stopped: int = 0
+    unproposed: int = 0
 
     @property
     def todo(self) -> int:
-        """Runs that are neither finished nor failed."""
-        return self.runs - self.finished - self.failed
+        """Runs that have not ended."""
+        return self.runs - self.finished - self.failed - self.stopped
 
     def __add__(self, other: Forecast) -> Forecast:
         """The two together."""
@@ -57,6 +61,8 @@ class Forecast:
             self.failed + other.failed,
             self.cost + other.cost,
             self.unmeasured + other.unmeasured,
+            self.stopped + other.stopped,
+            self.unproposed + other.unproposed,
         )
 
 
@@ -82,11 +88,40 @@ def forecast_runs(
             one = Forecast(runs=1, finished=1)
         elif status == "failed":
             one = Forecast(runs=1, failed=1)
+        elif status == "stopped":
+            one = Forecast(runs=1, stopped=1)
         elif found := samples.get(kind_of(config)):
             one = Forecast(runs=1, cost=_cost(config, found))
         else:
             one = Forecast(runs=1, unmeasured=1)
         totals[config.method] = totals.get(config.method, Forecast()) + one
+    return totals
+
+
+def forecast_unproposed(
+    unproposed: Mapping[str, int], configs: Sequence[RunConfig], samples: Mapping[Kind, tuple[Sample, ...]]
+) -> dict[str, Forecast]:
+    """Add up what the runs take that a search is still to propose, each as much as the others of its method on average.
+
+    Args:
+        unproposed: How many there are of each method.
+        configs: The runs that are known.
+        samples: As `sample_runs` gives them.
+
+    Returns:
+        The forecasts by method.
+    """
+    totals: dict[str, Forecast] = {}
+    for method, number in unproposed.items():
+        known = [config for config in configs if config.method == method]
+        costs = [_cost(config, samples[kind_of(config)]) for config in known if samples.get(kind_of(config))]
+        if costs:
+            all_of_them = sum(costs[1:], costs[0])
+            share = number / len(costs)
+            cost = Cost(share * all_of_them.seconds, share * all_of_them.flops, share * all_of_them.file_bytes)
+            totals[method] = Forecast(runs=number, cost=cost, unproposed=number)
+        else:
+            totals[method] = Forecast(runs=number, unmeasured=number, unproposed=number)
     return totals
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -14,12 +15,25 @@ from sparsebench.sparsifiers.registry import METHODS, Method
 from sparsebench.studies.study_file import MethodGrid, Study
 from sparsebench.training.config import method_parameters, takes_sequence
 
-__all__ = ["combinations", "find_method", "where"]
+__all__ = ["Axis", "Continuous", "combinations", "combine", "find_axes", "find_method", "listed_axes", "where"]
 
 RAMP = "ramp"
 """A field for methods with `begin` and `end`: the fraction of training between them."""
 
 _RANGE = ("from", "to", "by", "values", "scale")
+
+
+@dataclass(frozen=True)
+class Continuous:
+    """Any number from `low` to `high`, for a search to choose: evenly, or evenly in the logarithm where `log`."""
+
+    low: float
+    high: float
+    log: bool
+
+
+Axis = list[Any] | Continuous
+"""What a field can be: one of some alternatives, or any number of a range."""
 
 
 def where(study: Study, grid: MethodGrid) -> str:
@@ -44,11 +58,6 @@ def combinations(
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """All combinations of a grid's values.
 
-    A list stands for alternatives; so does a range, both ends included: `{from: 0.1, to: 0.9, by: 0.2}`, or
-    `{from: 0.01, to: 10, values: 4, scale: log}`. Where the argument itself is a sequence (`thresholds`, `layers`), a list is one
-    value and a list of lists stands for alternatives. `ramp`, in place of `end`, is the fraction of training from `begin` to
-    `end`.
-
     Args:
         study: The study.
         grid: The grid.
@@ -62,11 +71,54 @@ def combinations(
     Raises:
         SparsebenchError: A field or value is wrong; the message names file, line and field.
     """
+    listed = listed_axes(study, grid, find_axes(study, grid, shared, others, sparsities))
+    return [
+        combine(study, grid, dict(zip(listed, values, strict=True)), others) for values in itertools.product(*listed.values())
+    ]
+
+
+def listed_axes(study: Study, grid: MethodGrid, axes: Mapping[str, Axis]) -> dict[str, list[Any]]:
+    """The alternatives of each field, where all of them have some.
+
+    Raises:
+        SparsebenchError: A field can be any number of a range; the message names file, line and field.
+    """
+    listed: dict[str, list[Any]] = {}
+    for name, axis in axes.items():
+        if isinstance(axis, Continuous):
+            raise SparsebenchError(
+                f"{where(study, grid)}: {name}={{from: {axis.low:g}, to: {axis.high:g}}}: expected a range with 'by' or "
+                "'values'; one without is for the methods of a study with the field 'search'"
+            )
+        listed[name] = axis
+    return listed
+
+
+def find_axes(
+    study: Study, grid: MethodGrid, shared: Mapping[str, Any], others: Iterable[str], sparsities: Sequence[float] | None
+) -> dict[str, Axis]:
+    """What each field of a grid can be.
+
+    A list stands for alternatives; so does a range, both ends included: `{from: 0.1, to: 0.9, by: 0.2}`, or
+    `{from: 0.01, to: 10, values: 4, scale: log}`; without `by` and `values` it stands for any number in it. Where the argument
+    itself is a sequence (`thresholds`, `layers`), a list is one value and a list of lists stands for alternatives. `ramp`, in
+    place of `end`, is the fraction of training from `begin` to `end`.
+
+    Args:
+        study: The study.
+        grid: The grid.
+        shared: Values for all methods, which those of the grid replace.
+        others: Fields besides the method's arguments that are allowed here.
+        sparsities: Alternatives for a method's argument `sparsity` where the grid says nothing of it; None to leave it out.
+
+    Raises:
+        SparsebenchError: A field or value is wrong; the message names file, line and field.
+    """
     method, place = find_method(study, grid), where(study, grid)
     known = method_parameters(method)
     fields = [*known, *(name for name in others if name not in known)]
     ramped = RAMP not in known and "begin" in known and "end" in known
-    axes: dict[str, list[Any]] = {}
+    axes: dict[str, Axis] = {}
     if "sparsity" in known and "sparsity" not in grid.values and sparsities is not None:
         if not sparsities:
             raise SparsebenchError(f"{place}: {grid.method} needs sparsities; add the field 'sparsities'")
@@ -77,18 +129,34 @@ def combinations(
                 f"{place}: unknown field {name!r} of {grid.method!r}{nearest(name, fields)}; known: {', '.join(fields)}"
             )
         axes[name] = _alternatives(name, value, takes_sequence(method, name), place)
-        if not axes[name]:
+        if axes[name] == []:
             raise SparsebenchError(f"{place}: {name}: expected at least one value")
     if ramped and RAMP in axes and "end" in axes:
         raise SparsebenchError(f"{place}: {grid.method}: expected either the field 'end' or 'ramp'")
-    found = []
-    for values in itertools.product(*axes.values()):
-        chosen = dict(zip(axes, values, strict=True))
-        if ramped and RAMP in chosen:
-            chosen["end"] = _end(method, chosen, chosen.pop(RAMP), place)
-        parameters = {name: value for name, value in chosen.items() if name in known}
-        found.append((parameters, {name: value for name, value in chosen.items() if name not in known}))
-    return found
+    return axes
+
+
+def combine(
+    study: Study, grid: MethodGrid, values: Mapping[str, Any], others: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The method's arguments, and the other fields, that one value for each field of a grid stands for.
+
+    Args:
+        study: The study.
+        grid: The grid.
+        values: One value for each field.
+        others: Fields besides the method's arguments.
+
+    Raises:
+        SparsebenchError: The ramp is no fraction of training; the message names file, line and field.
+    """
+    method = find_method(study, grid)
+    known = method_parameters(method)
+    chosen = dict(values)
+    if RAMP in chosen and RAMP not in known and RAMP not in others:
+        chosen["end"] = _end(method, chosen, chosen.pop(RAMP), where(study, grid))
+    parameters = {name: value for name, value in chosen.items() if name in known}
+    return parameters, {name: value for name, value in chosen.items() if name not in known}
 
 
 def _end(method: Method, chosen: Mapping[str, Any], ramp: Any, place: str) -> float:
@@ -101,7 +169,7 @@ def _end(method: Method, chosen: Mapping[str, Any], ramp: Any, place: str) -> fl
     return float(round(begin + ramp, 12))
 
 
-def _alternatives(name: str, value: Any, sequence: bool, place: str) -> list[Any]:
+def _alternatives(name: str, value: Any, sequence: bool, place: str) -> Axis:
     if isinstance(value, Mapping) and "from" in value and set(value) <= set(_RANGE):
         return _range(name, value, place)
     if not isinstance(value, list) or (sequence and not (value and isinstance(value[0], list))):
@@ -109,7 +177,7 @@ def _alternatives(name: str, value: Any, sequence: bool, place: str) -> list[Any
     return value
 
 
-def _range(name: str, value: Mapping[str, Any], place: str) -> list[float]:
+def _range(name: str, value: Mapping[str, Any], place: str) -> list[float] | Continuous:
     """The values of a range, in decimal arithmetic: 0.3 and not 0.30000000000000004, which would be another configuration."""
     wrong = SparsebenchError(
         f"{place}: {name}={dict(value)!r}: expected a range such as {{from: 0.1, to: 0.9, by: 0.2}} or "
@@ -122,8 +190,10 @@ def _range(name: str, value: Mapping[str, Any], place: str) -> list[float]:
         raise wrong
     if scale == "log" and first <= 0.0:
         raise wrong
-    if ("by" in value) == ("values" in value):
+    if "by" in value and "values" in value:
         raise wrong
+    if "by" not in value and "values" not in value:
+        return Continuous(float(first), float(last), scale == "log")
     if "by" in value:
         if not _is_number(value["by"]) or value["by"] <= 0.0 or scale == "log":
             raise wrong

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.registry import METHODS
-from sparsebench.studies.grids import combinations, where
+from sparsebench.studies.grids import listed_axes
+from sparsebench.studies.spaces import Space
 from sparsebench.studies.stages import check_stages
-from sparsebench.studies.study_file import MethodGrid, Study
-from sparsebench.training.config import RunConfig, check_setting_names, resolve, resolve_recipe
+from sparsebench.studies.study_file import Study
+from sparsebench.training.config import RunConfig, check_setting_names
 from sparsebench.workloads.registry import WORKLOADS
-from sparsebench.workloads.workload import Recipe
 
 __all__ = ["describe_methods", "plan_runs"]
 
@@ -23,14 +23,15 @@ def plan_runs(study: Study) -> list[RunConfig]:
 
     `studies.grids` says what a field can hold. A configuration that comes out twice is run once. Of a study with a budget some
     are left out (`_drawn`). What later stages are to run depends on results (`studies.stages`); what can be wrong with them is
-    looked at here.
+    looked at here. So does what a search proposes (`studies.search`): of a study with one, all that it may propose is looked at,
+    ranges at their ends and between them, and nothing is planned.
 
     Args:
         study: As read from its file, with one workload.
 
     Returns:
         The configurations, replicates of a configuration apart by all others, so that an interrupted study has seen everything
-        once.
+        once; none where the study has a search.
 
     Raises:
         SparsebenchError: A method, field or value is wrong; the message names file, line and field.
@@ -46,9 +47,15 @@ def plan_runs(study: Study) -> list[RunConfig]:
         raise SparsebenchError(f"{study.where('settings')}: {error}") from error
     firsts: dict[str, RunConfig] = {}
     for grid in study.methods:
-        for config in _resolved(study, grid):
+        space = Space(study, grid)
+        if study.search is None:
+            listed_axes(study, grid, space.axes)
+        for values in space.combinations():
+            config = space.config(values)
             firsts.setdefault(config.run_id, config)
     check_stages(study, list(firsts.values()))
+    if study.search is not None:
+        return []
     drawn = list(firsts.values()) if study.budget is None else _drawn(firsts, study.budget)
     # Nothing but the seed tells replicates apart.
     replicates = [[config.model_copy(update={"seed": seed}) for config in drawn] for seed in study.seeds[1:]]
@@ -73,19 +80,6 @@ def _drawn(configs: Mapping[str, RunConfig], budget: int) -> list[RunConfig]:
 def _row_by_row(columns: Iterable[Sequence[str]], most: int) -> list[str]:
     cells = (cell for row in itertools.zip_longest(*columns) for cell in row if cell is not None)
     return list(itertools.islice(cells, most))
-
-
-def _resolved(study: Study, grid: MethodGrid) -> Iterator[RunConfig]:
-    """A method's configurations, at the first seed; thousands may share a recipe."""
-    recipes: dict[str, Recipe] = {}
-    for parameters, settings in combinations(study, grid, study.settings, Recipe.model_fields, study.sparsities):
-        try:
-            key = repr(settings)
-            if key not in recipes:
-                recipes[key] = resolve_recipe(study.workload, grid.method, settings)
-            yield resolve(study.workload, grid.method, parameters, recipes[key], study.seeds[0])
-        except SparsebenchError as error:
-            raise SparsebenchError(f"{where(study, grid)}: {grid.method}: {error}") from error
 
 
 def describe_methods(configs: Sequence[RunConfig]) -> Mapping[str, Mapping[str, str]]:

@@ -17,7 +17,6 @@ from sparsebench.studies.selection import EVERYTHING, Selection
 from sparsebench.studies.sharing import run_shared
 from sparsebench.studies.study_file import Study
 from sparsebench.studies.study_runs import StudyRuns
-from sparsebench.training.config import RunConfig
 from sparsebench.training.devices import launched_processes
 
 __all__ = ["StudySummary", "run_study"]
@@ -34,6 +33,8 @@ class StudySummary:
         elsewhere: Those that another driver of the study finished meanwhile.
         failed: Those that failed, in this call or an earlier one, with the reason.
         unplanned: Stages whose runs are not known yet: some that they depend on have not ended.
+        stopped: Those that the study's search stopped early.
+        unproposed: How many runs its search is still to propose, at most, whether they would be chosen or not.
     """
 
     planned: int
@@ -42,11 +43,13 @@ class StudySummary:
     elsewhere: int
     failed: dict[str, str]
     unplanned: tuple[str, ...] = ()
+    stopped: int = 0
+    unproposed: int = 0
 
     @property
     def left(self) -> int:
         """Runs that have not ended: more than the limit of a call, or going on from others that failed or were not chosen."""
-        return self.planned - self.finished_before - self.finished - self.elsewhere - len(self.failed)
+        return self.planned - self.finished_before - self.finished - self.elsewhere - len(self.failed) - self.stopped
 
 
 def run_study(
@@ -77,9 +80,9 @@ def run_study(
     if launched_processes() > 1:
         raise SparsebenchError("a study starts its own processes: run it without torchrun or accelerate launch")
     runs = StudyRuns(study, directory, plan_runs(study))
-    selection.check(runs.planned, complete=not study.stages)
+    selection.check(runs.planned, complete=not study.stages and not runs.unproposed)
     make_directory(directory / RUNS)
-    _write_description(study, runs.planned, directory)
+    _write_description(study, runs, directory)
     outcomes: dict[str, Outcome] = {}
 
     def ended(outcome: Outcome) -> None:
@@ -87,50 +90,59 @@ def run_study(
         if done is not None:
             done(outcome)
 
-    before, failed = 0, {}
-    looked_at: set[str] = set()
+    before: set[str] = set()
+    failed: dict[str, str] = {}
+    looked_at: set[tuple[str, int | None]] = set()
     while True:
+        pauses, stops = runs.pauses, runs.stops
         todo = []
         for config in selection.choose(runs.ready().values()):
             run_id = config.run_id
-            if run_id in looked_at:
+            pause_at = pauses.get(run_id)
+            if run_id in stops or (run_id, pause_at) in looked_at:
                 continue
-            looked_at.add(run_id)
+            looked_at.add((run_id, pause_at))
             folder = runs.folder(run_id)
             status = folder.status()
             if status == "finished":
-                before += 1
+                if run_id not in outcomes:
+                    before.add(run_id)
             elif status == "failed" and not retry_failed:
                 failed[run_id] = folder.read_failure()
-            else:
+            elif pause_at is None or pause_at not in folder.read_rungs():
                 todo.append(config)
         if todo:
             todo = selection.within_limit(todo, len(outcomes))
             if not todo:
                 break
             for config in todo:
-                runs.folder(config.run_id).failure_path.unlink(missing_ok=True)
+                runs.folder(config.run_id).forget_end()
             if begin is not None:
-                begin(before + len(failed) + len(outcomes), len(todo))
-            run_shared(executor, todo, directory, ended)
+                begin(len(before) + len(failed) + sum(one.status != "paused" for one in outcomes.values()), len(todo))
+            run_shared(executor, todo, directory, ended, pauses)
         elif runs.plan_further():
-            _write_description(study, runs.planned, directory)
+            for run_id, stop in runs.stops.items():
+                if runs.folder(run_id).status() != "stopped":
+                    runs.folder(run_id).write_stop(stop)
+            _write_description(study, runs, directory)
         else:
             break
     if begin is not None and not outcomes:
-        begin(before + len(failed), 0)
+        begin(len(before) + len(failed), 0)
     failed |= {run_id: outcome.reason for run_id, outcome in outcomes.items() if outcome.status == "failed"}
     return StudySummary(
         planned=len(selection.choose(runs.planned)),
-        finished_before=before,
+        finished_before=len(before),
         finished=sum(outcome.status == "finished" for outcome in outcomes.values()),
         elsewhere=sum(outcome.status == "elsewhere" for outcome in outcomes.values()),
         failed=failed,
         unplanned=runs.unplanned,
+        stopped=len(selection.choose(config for config in runs.planned if config.run_id in runs.stops)),
+        unproposed=sum(runs.unproposed.values()),
     )
 
 
-def _write_description(study: Study, configs: list[RunConfig], directory: Path) -> None:
+def _write_description(study: Study, runs: StudyRuns, directory: Path) -> None:
     """Write what a reader of the folder must know of the study."""
     path = directory / "study.json"
     if path.exists():
@@ -146,9 +158,9 @@ def _write_description(study: Study, configs: list[RunConfig], directory: Path) 
         "description": study.description,
         "note": study.note,
         "command": shlex.join(["sparsebench", "study", "run", *study.arguments, "--out", str(directory)]),
-        "planned_runs": len(configs),
+        "planned_runs": len(runs.planned) + sum(runs.unproposed.values()),
         "sparsities": list(study.sparsities),
-        "methods": describe_methods(configs),
+        "methods": describe_methods(runs.planned),
     }
     with atomic_file(path) as file:
         file.write(json.dumps(description, indent=1).encode())

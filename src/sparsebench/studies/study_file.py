@@ -12,6 +12,7 @@ from typing import Any
 from sparsebench.errors import SparsebenchError
 from sparsebench.registry import nearest
 from sparsebench.studies.fields import Fields, compose
+from sparsebench.studies.search.settings import SearchSettings, read_search
 
 __all__ = ["GRID", "MethodGrid", "Stage", "Study", "each_workload", "read_study", "shipped_studies"]
 
@@ -68,6 +69,7 @@ class Study:
         seeds: Seeds of the replicates.
         sparsities: Sparsities asked about; methods with a parameter `sparsity` are trained at each.
         budget: The most configurations of a method; None for all of its grid.
+        search: How these are proposed from the results of earlier ones; None where they are drawn before anything runs.
         settings: Changes to the workload's recipe for all methods.
         methods: The methods with their grids.
         stages: What follows, in order.
@@ -83,6 +85,7 @@ class Study:
     seeds: tuple[int, ...]
     sparsities: tuple[float, ...]
     budget: int | None
+    search: SearchSettings | None
     settings: Mapping[str, Any]
     methods: tuple[MethodGrid, ...]
     stages: tuple[Stage, ...]
@@ -110,6 +113,7 @@ _KNOWN = (
     "seeds",
     "sparsities",
     "budget",
+    "search",
     "settings",
     "methods",
     "stages",
@@ -205,6 +209,7 @@ def _parse(text: str, source: str, asked: str) -> Study:
         seeds=_seeds(fields, 3),
         sparsities=_sparsities(fields),
         budget=_budget(fields),
+        search=read_search(fields),
         settings=fields.mapping("settings").values(),
         methods=grids,
         stages=_stages(fields.mapping("stages")),

@@ -26,7 +26,7 @@ from sparsebench.training.memory import PeakMemory
 from sparsebench.training.precision import precision
 from sparsebench.workloads.workload import Recipe, Workload
 
-__all__ = ["Observer", "Progress", "TrainingState", "learning_rate_factor", "run_steps", "write_curve"]
+__all__ = ["Observer", "Progress", "TrainingState", "learning_rate_factor", "run_steps", "validate", "write_curve"]
 
 CURVE_POINTS = 10
 
@@ -142,8 +142,9 @@ def run_steps(
     memory: PeakMemory,
     checkpoint_seconds: float,
     observe: Observer | None,
+    until: int,
 ) -> None:
-    """Train from where `state` is to the last step.
+    """Train from where `state` is to a step, as a part of the whole training.
 
     Args:
         config: The run's configuration.
@@ -153,6 +154,7 @@ def run_steps(
         memory: Measures the peak.
         checkpoint_seconds: Seconds between checkpoints; 0 writes one after every step.
         observe: Called after every step.
+        until: The last step of this part.
 
     Raises:
         SparsebenchError: The loss or a weight is not finite, or a checkpoint cannot be written.
@@ -163,7 +165,7 @@ def run_steps(
     curve_every = max(recipe.steps // CURVE_POINTS, 1)
     last_checkpoint = time.monotonic()
     state.model.train()
-    while state.step < recipe.steps:
+    while state.step < until:
         started, processor_started = time.perf_counter(), time.process_time()
         for group, base in zip(state.optimizer.param_groups, base_rates, strict=True):
             group["lr"] = base * factor(state.step)
@@ -192,7 +194,7 @@ def run_steps(
             metric = state.curve[-1]["metric"] if state.curve else None
             sparsity = state.curve[-1]["sparsity"] if state.curve else 0.0
             observe(Progress(state.step, recipe.steps, loss_value, metric, sparsity, state.seconds))
-        due = time.monotonic() - last_checkpoint >= checkpoint_seconds and state.step < recipe.steps
+        due = time.monotonic() - last_checkpoint >= checkpoint_seconds and state.step < until
         if state.devices.from_main(due):
             state.remember_peak(memory)
             state.save(folder)
@@ -200,19 +202,25 @@ def run_steps(
     state.remember_peak(memory)
 
 
-def _curve_point(recipe: Recipe, workload: Workload, state: TrainingState, loss: float) -> dict[str, float]:
-    """Training loss, and the validation metric of the network's first evaluation point."""
+def validate(recipe: Recipe, workload: Workload, state: TrainingState) -> tuple[float, float]:
+    """The primary metric on the validation split, and the sparsity, of the network's first evaluation point."""
     point = next(iter(state.sparsifier.points()))
     state.devices.verify(state.sparsifier)
     with point, precision(recipe, state.devices.device):
         metrics = workload.evaluate(state.model, "validation")
+    return metrics[workload.metric], point.sparsity
+
+
+def _curve_point(recipe: Recipe, workload: Workload, state: TrainingState, loss: float) -> dict[str, float]:
+    """Training loss, and what `validate` tells."""
+    metric, sparsity = validate(recipe, workload, state)
     return {
         "step": state.step,
         "seconds": round(state.seconds, 3),
         "loss": loss,
         "learning_rate": float(state.optimizer.param_groups[0]["lr"]),
-        "sparsity": point.sparsity,
-        "metric": metrics[workload.metric],
+        "sparsity": sparsity,
+        "metric": metric,
     }
 
 

@@ -8,40 +8,34 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import nn
 
-from sparsebench.accounting import TrainingCost
 from sparsebench.atomic import make_directory
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RUNS, RunFolder
+from sparsebench.records.rungs import RungRecord
 from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord
 from sparsebench.sparsifiers.registry import METHODS
-from sparsebench.sparsifiers.selection import select_weights
-from sparsebench.sparsifiers.sparsifier import EvaluationPoint, Sparsifier
+from sparsebench.sparsifiers.sparsifier import EvaluationPoint
 from sparsebench.storage import save_compressed
-from sparsebench.training.averaging import CheckpointAverage
 from sparsebench.training.batch_norm import estimate_batch_norm, estimated_batch_norm
-from sparsebench.training.checkpoint import weights_hash
-from sparsebench.training.config import RunConfig, build_sparsifier
+from sparsebench.training.checkpoint import load_checkpoint, weights_hash
+from sparsebench.training.config import RunConfig
 from sparsebench.training.cost import report_of_example
-from sparsebench.training.devices import Devices, devices, seed_noise
-from sparsebench.training.dropout import set_dropout
+from sparsebench.training.devices import Devices, devices
 from sparsebench.training.heads import head_zeros
 from sparsebench.training.histograms import weight_histograms
-from sparsebench.training.loop import Observer, Progress, TrainingState, run_steps, write_curve
-from sparsebench.training.memory import PeakMemory
-from sparsebench.training.parent import inherit
+from sparsebench.training.loop import Observer, Progress, TrainingState, run_steps, validate, write_curve
 from sparsebench.training.precision import precision
+from sparsebench.training.preparation import Training, prepare_training
 from sparsebench.training.start_up import settings_in_force
-from sparsebench.training.warm_up import warm_up
 from sparsebench.workloads.placement import device_of
-from sparsebench.workloads.registry import WORKLOADS
 from sparsebench.workloads.workload import NamesHeads, Recipe, SignsScores, Split, Workload
 
-__all__ = ["RunHeldError", "run_folder", "train", "train_claimed"]
+__all__ = ["RunHeldError", "run_folder", "train", "train_claimed", "train_claimed_to"]
 
 
 class RunHeldError(SparsebenchError):
@@ -107,6 +101,38 @@ def train_claimed(
     return record
 
 
+def train_claimed_to(
+    config: RunConfig, folder: RunFolder, step: int, *, checkpoint_seconds: float = 60.0, observe: Observer | None = None
+) -> RungRecord:
+    """Train to a step before the last and pause there: a checkpoint stays, from which `train_claimed` goes on to the same bits.
+
+    Args:
+        config: What to train.
+        folder: Where its files go; the caller holds the claim on it.
+        step: Completed steps at the pause, at least 1 and fewer than the training has.
+        checkpoint_seconds: Seconds between checkpoints; 0 writes one after every step.
+        observe: Called after every step with the progress.
+
+    Returns:
+        What was measured at the pause, as `folder` holds it.
+
+    Raises:
+        SparsebenchError: The training diverged, or files cannot be written or read.
+    """
+    where = devices()
+    if where.is_main:
+        folder.create(config.model_dump(mode="json"))
+        saved = load_checkpoint(folder.checkpoint_path)
+        if saved is not None and saved["step"] > step:  # of a training that was not to pause there
+            folder.checkpoint_path.unlink()
+    where.from_main(None)
+    with _generators_and_threads(config, where):
+        rung = where.from_main(_train_to(config, folder, where, checkpoint_seconds, observe, step))
+    if where.is_main:
+        folder.write_rung(rung)
+    return rung
+
+
 def _finished(config: RunConfig, folder: RunFolder) -> RunRecord:
     record = folder.read_result()
     if record.run_id != config.run_id:
@@ -119,33 +145,14 @@ def _finished(config: RunConfig, folder: RunFolder) -> RunRecord:
 def _train(
     config: RunConfig, folder: RunFolder, where: Devices, checkpoint_seconds: float, observe: Observer | None
 ) -> RunRecord:
-    workload = WORKLOADS.get(config.workload)
-    warm_up()
-    workload.batch(config.seed, 0, config.recipe.batch_size)  # reads the data, which later runs of this process share
-    memory = PeakMemory()
-    model = workload.build_model()
-    set_dropout(model, config.recipe.dropout)
-    prunable = [selected.name for selected in select_weights(model)]
-    forward = {row.name: row.multiply_adds or 0 for row in report_of_example(workload, model)}
-    cost = TrainingCost(forward)
-    sparsifier = build_sparsifier(config, inherit(config, folder, workload, model))
-    names = frozenset(model.state_dict())
-    before = weight_histograms(dict(model.named_parameters()), prunable)
-    model.to(where.device)
-    sparsifier.prepare(model)
-    optimizer = _optimizer(config.recipe, sparsifier)
-    sparsifier.attach(optimizer)
-    state = TrainingState(model, where.wrap(model), sparsifier, optimizer, cost, CheckpointAverage(config.recipe), where)
-    seed_noise(where, config.seed)
-    state.restore(folder)
-    run_steps(
-        config, workload, state, folder, memory, checkpoint_seconds, _keeping_weights(config, folder, state, names, observe)
-    )
+    training = prepare_training(config, folder, where)
+    workload, model, sparsifier, state = training.workload, training.model, training.sparsifier, training.state
+    _go_on(config, folder, training, checkpoint_seconds, observe, config.recipe.steps)
     if state.average.put_into(model) and not METHODS.get(config.method).auxiliary:
         # Weights that were dropped between two of the checkpoints. (Learned distributions are averaged with their weights.)
         sparsifier.apply_masks(model)
     where.verify(sparsifier)
-    points = tuple(_evaluate(config, workload, model, point, prunable) for point in sparsifier.points())
+    points = tuple(_evaluate(config, workload, model, point, training.prunable) for point in sparsifier.points())
     finalized = sparsifier.finalize()
     estimate_batch_norm(finalized, workload, config.recipe, config.seed)  # as it was measured
     if where.is_main:
@@ -162,14 +169,34 @@ def _train(
         seconds=state.seconds,
         processor_seconds=sum(where.gathered(state.processor_seconds)),
         peak_memory_bytes=state.peak_memory_bytes,
-        dense_multiply_adds=sum(forward.values()),
-        training_multiply_adds=cost.multiply_adds,
-        dense_training_multiply_adds=cost.dense_multiply_adds,
+        dense_multiply_adds=training.dense_multiply_adds,
+        training_multiply_adds=state.cost.multiply_adds,
+        dense_training_multiply_adds=state.cost.dense_multiply_adds,
         weights_sha256=weights_hash(finalized.state_dict()),
         environment=_environment(config.recipe, workload, where),
-        initial_histograms=before,
+        initial_histograms=training.initial_histograms,
         points=points,
     )
+
+
+def _train_to(
+    config: RunConfig, folder: RunFolder, where: Devices, checkpoint_seconds: float, observe: Observer | None, step: int
+) -> RungRecord:
+    training = prepare_training(config, folder, where)
+    state = training.state
+    _go_on(config, folder, training, checkpoint_seconds, observe, step)
+    state.save(folder)  # before it is looked at: what is measured here changes nothing of what follows
+    validation, sparsity = validate(config.recipe, training.workload, state)
+    if not math.isfinite(validation):
+        raise SparsebenchError(f"the validation metric is {validation} at step {step} ({config.method}, seed {config.seed})")
+    return RungRecord(step=step, validation=validation, sparsity=sparsity)
+
+
+def _go_on(
+    config: RunConfig, folder: RunFolder, training: Training, checkpoint_seconds: float, observe: Observer | None, until: int
+) -> None:
+    keeping = _keeping_weights(config, folder, training.state, training.names, observe)
+    run_steps(config, training.workload, training.state, folder, training.memory, checkpoint_seconds, keeping, until)
 
 
 def _keeping_weights(
@@ -222,33 +249,6 @@ def _evaluate(
             for row in rows
         ),
     )
-
-
-def _optimizer(recipe: Recipe, sparsifier: Sparsifier) -> torch.optim.Optimizer:
-    groups = sparsifier.parameter_groups(recipe.learning_rate, recipe.auxiliary_lr_scale or 1.0)
-    for group in groups:
-        group["initial_lr"] = group["lr"]
-    if recipe.weight_decay_on == "weights":
-        groups = [group for both in groups for group in _decayed_and_not(both, recipe.weight_decay)]
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
-            groups, recipe.learning_rate, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay, fused=True
-        )
-    return torch.optim.AdamW(
-        groups,
-        recipe.learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
-
-
-def _decayed_and_not(group: dict[str, Any], weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of one: parameters of more than one dimension, which decay as the group says, and the others, which do not."""
-    parameters, decay = list(group["params"]), group.get("weight_decay", weight_decay)
-    halves = [([p for p in parameters if p.ndim > 1], decay), ([p for p in parameters if p.ndim <= 1], 0.0)]
-    return [group | {"params": half, "weight_decay": decay} for half, decay in halves if half]
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from sparsebench.records.run_folder import RunFolder
 from sparsebench.studies.calibration import choose_workers, cores
 from sparsebench.studies.executors.executor import (
     MOST_DEATHS,
+    NO_PAUSES,
     Done,
     Outcome,
     RunFailedError,
@@ -66,7 +67,7 @@ class LocalProcesses:
             raise SparsebenchError(f"workers={self.workers}: expected at least 1")
         check_limits(self.run_timeout, self.processes_per_run)
 
-    def run(self, configs: Sequence[RunConfig], directory: Path, done: Done) -> None:
+    def run(self, configs: Sequence[RunConfig], directory: Path, done: Done, pauses: Mapping[str, int] = NO_PAUSES) -> None:
         """Train configurations in parallel processes until each has ended; see `Executor.run`."""
         workers, gpus = self._places(configs, directory)
         waiting = collections.deque(configs)
@@ -77,12 +78,12 @@ class LocalProcesses:
                 while waiting and len(under_way) < workers:
                     config = waiting.popleft()
                     folder = RunFolder.of(directory, config.run_id, self.claims)
-                    outcome = ended_elsewhere(folder)
+                    outcome = ended_elsewhere(folder, pauses.get(config.run_id))
                     if outcome is not None:
                         done(outcome)
                         continue
                     given = (config.model_dump(mode="json"), str(directory), self.checkpoint_seconds, self.claims)
-                    worker, future = processes.submit(run_one, *given)
+                    worker, future = processes.submit(run_one, *given, pauses.get(config.run_id))
                     under_way[future] = _UnderWay(worker, config, folder, time.monotonic())
                 for future in wait(under_way, None if self.run_timeout is None else LOOK_SECONDS, FIRST_COMPLETED).done:
                     run = under_way.pop(future)

@@ -18,6 +18,7 @@ from sparsebench.records.run_folder import RunFolder
 from sparsebench.records.schema import RunRecord
 from sparsebench.studies.executors.executor import (
     MOST_DEATHS,
+    NO_PAUSES,
     DiskFullError,
     Done,
     Outcome,
@@ -77,7 +78,7 @@ class RayTasks:
                 f"gpus={self.gpus:g} with processes_per_run={self.processes_per_run}: expected 0, or one for each process"
             )
 
-    def run(self, configs: Sequence[RunConfig], directory: Path, done: Done) -> None:
+    def run(self, configs: Sequence[RunConfig], directory: Path, done: Done, pauses: Mapping[str, int] = NO_PAUSES) -> None:
         """Train configurations in tasks until each has ended; see `Executor.run`."""
         ray = _connected(self.address)
         task = ray.remote(_train)
@@ -87,7 +88,7 @@ class RayTasks:
             while waiting or under_way:
                 while waiting and len(under_way) < self._places(ray, self._cores(waiting[0])):
                     config = waiting.popleft()
-                    run = _UnderWay(config, RunFolder.of(directory, config.run_id, self.claims))
+                    run = _UnderWay(config, RunFolder.of(directory, config.run_id, self.claims), pauses.get(config.run_id))
                     ended = run.begin()
                     if ended is not None:
                         done(ended)
@@ -110,14 +111,16 @@ class RayTasks:
 
     def _submit(self, task: Any, run: _UnderWay) -> Any:
         given = run.config.model_dump(mode="json")
-        earlier = {folder.path.name: _files(folder.path) for folder in ancestors(run.config, run.folder.path.parent)}
+        # What it goes on from: runs that it has its masks from, and its own checkpoint where it paused.
+        folders = (*ancestors(run.config, run.folder.path.parent), run.folder)
+        earlier = {folder.path.name: _files(folder.path) for folder in folders}
         options = {
             "max_retries": MOST_DEATHS - 1,
             "num_cpus": self._cores(run.config),
             "num_gpus": self.gpus,
             "runtime_env": {"env_vars": {"SPARSEBENCH_DEVICE": "cuda" if self.gpus else "cpu"}},
         }
-        return task.options(**options).remote(given, earlier, self.run_timeout, self.processes_per_run)
+        return task.options(**options).remote(given, earlier, self.run_timeout, self.processes_per_run, run.pause_at)
 
     def _cores(self, config: RunConfig) -> int:
         return config.recipe.threads * self.processes_per_run
@@ -137,6 +140,7 @@ class _UnderWay:
 
     config: RunConfig
     folder: RunFolder
+    pause_at: int | None
     _claim: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def begin(self) -> Outcome | None:
@@ -144,7 +148,7 @@ class _UnderWay:
         if not self._claim.enter_context(self.folder.claim()):
             self.close()
             return Outcome(self.config.run_id, "held")
-        ended = ended_elsewhere(self.folder)
+        ended = ended_elsewhere(self.folder, self.pause_at)
         if ended is not None:
             self.close()
             return ended
@@ -194,7 +198,11 @@ def _write(folder: RunFolder, files: Files) -> None:
 
 
 def _train(
-    config: dict[str, Any], earlier: Mapping[str, Files], run_timeout: float | None, processes_per_run: int
+    config: dict[str, Any],
+    earlier: Mapping[str, Files],
+    run_timeout: float | None,
+    processes_per_run: int,
+    pause_at: int | None,
 ) -> tuple[Outcome, Files]:
     """In a task: train in a folder of this node, and give back what lies in it."""
     set_up_process()
@@ -208,10 +216,11 @@ def _train(
             for name, content in files.items():
                 (folder / name).write_bytes(content)
         if run_timeout is None and processes_per_run == 1:
-            outcomes.append(run_one(config, place, math.inf, Locks()))
+            outcomes.append(run_one(config, place, math.inf, Locks(), pause_at))
         else:
+            pauses = NO_PAUSES if pause_at is None else {checked.run_id: pause_at}
             local = LocalProcesses(1, math.inf, run_timeout, processes_per_run=processes_per_run)
-            local.run([checked], directory, outcomes.append)
+            local.run([checked], directory, outcomes.append, pauses)
         return outcomes[0], _files(RunFolder.of(directory, checked.run_id).path)
 
 

@@ -14,7 +14,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.records.claims import Claims
 from sparsebench.records.leases import Leases
 from sparsebench.records.run_folder import RunFolder
-from sparsebench.studies.executors.executor import Done, Outcome, ended_elsewhere, give_up
+from sparsebench.studies.executors.executor import NO_PAUSES, Done, Outcome, ended_elsewhere, give_up
 from sparsebench.studies.executors.local import LocalProcesses
 from sparsebench.training.config import RunConfig
 
@@ -63,19 +63,19 @@ class SlurmJobs:
     def _worker(self) -> LocalProcesses:
         return LocalProcesses(1, self.checkpoint_seconds, self.run_timeout, self.claims, self.processes_per_run)
 
-    def run(self, configs: Sequence[RunConfig], directory: Path, done: Done) -> None:
+    def run(self, configs: Sequence[RunConfig], directory: Path, done: Done, pauses: Mapping[str, int] = NO_PAUSES) -> None:
         """Train configurations in jobs until each has ended; see `Executor.run`."""
         left = {config.run_id: config for config in configs}
         fruitless = 0
         while left and fruitless < MOST_ARRAYS:
             before = len(left)
-            jobs = self._submit(list(left.values()), directory)
+            jobs = self._submit(list(left.values()), directory, pauses)
             over = False
             try:
                 while left and not over:
                     over = all(job.done() for job in jobs)  # before the look at the folder: nothing of theirs comes after it
                     for run_id in list(left):
-                        ended = ended_elsewhere(RunFolder.of(directory, run_id))
+                        ended = ended_elsewhere(RunFolder.of(directory, run_id), pauses.get(run_id))
                         if ended is not None:
                             del left[run_id]
                             # In a job of ours or of another driver: the folder does not tell them apart.
@@ -95,12 +95,12 @@ class SlurmJobs:
             reason = f"{MOST_ARRAYS} arrays of jobs ended without it; their logs are in {directory / 'slurm'}"
             done(give_up(RunFolder.of(directory, run_id, self.claims), reason))
 
-    def _submit(self, configs: list[RunConfig], directory: Path) -> list[Any]:
+    def _submit(self, configs: list[RunConfig], directory: Path, pauses: Mapping[str, int]) -> list[Any]:
         logs = directory / "slurm"
         make_directory(logs)
         plan = logs / f"runs-{time.time_ns()}.json"
         with atomic_file(plan) as file:
-            file.write(json.dumps([config.model_dump(mode="json") for config in configs]).encode())
+            file.write(json.dumps([[config.model_dump(mode="json"), pauses.get(config.run_id)] for config in configs]).encode())
         jobs = min(self.jobs, len(configs))
         first = [len(configs) * number // jobs for number in range(jobs)]
         try:
@@ -117,8 +117,10 @@ class SlurmJobs:
 
 def _work(worker: LocalProcesses, plan: str, directory: str, first: int) -> None:
     """In a job: begin at a run of its own, and take whatever nobody else has."""
-    configs = [RunConfig.model_validate(config) for config in json.loads(Path(plan).read_bytes())]
-    worker.run(configs[first:] + configs[:first], Path(directory), lambda outcome: None)
+    planned = [(RunConfig.model_validate(config), pause_at) for config, pause_at in json.loads(Path(plan).read_bytes())]
+    pauses = {config.run_id: pause_at for config, pause_at in planned if pause_at is not None}
+    configs = [config for config, _ in planned]
+    worker.run(configs[first:] + configs[:first], Path(directory), lambda outcome: None, pauses)
 
 
 def _submitit() -> Any:

@@ -1,0 +1,1 @@
+"""Search: samplers that propose the configurations of a method from the results of earlier ones."""
