@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from sparsebench.errors import SparsebenchError
 from sparsebench.inference.choices import MARGIN, Choices, LayerChoice, Seen, least_times
 from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Rectified, fold
-from sparsebench.inference.layers import SparseLinear, SparsePointwiseConvolution, SparseWeight
+from sparsebench.inference.convolutions import AnyConvolution, SparseConvolution, reason_to_stay_dense
+from sparsebench.inference.layers import SparseLinear, SparseWeight
 
 __all__ = ["compile_sparse"]
 
@@ -124,9 +125,7 @@ def _layer_of(module: nn.Module) -> nn.Module:
 
 def _is_supported(layer: nn.Module) -> bool:
     if type(layer) in CONVOLUTIONS:
-        convolution = cast(nn.Conv2d, layer)
-        unpadded = isinstance(convolution.padding, str) or set(convolution.padding) == {0}
-        return set(convolution.kernel_size) == {1} and convolution.groups == 1 and unpadded
+        return not reason_to_stay_dense(cast(AnyConvolution, layer))
     return type(layer) is nn.Linear
 
 
@@ -152,7 +151,7 @@ def _recorder(seen: Counter[Seen]) -> Callable[[nn.Module, tuple[Any, ...]], Non
     return record
 
 
-def _choose(name: str, module: nn.Module, seen: Counter[Seen] | None) -> tuple[LayerChoice, SparseWeight | None]:
+def _choose(name: str, module: nn.Module, seen: Counter[Seen] | None) -> tuple[LayerChoice, SparseWeight | SparseConvolution | None]:
     weight = cast(Tensor, _layer_of(module).weight)
     zeros = 1 - int(weight.count_nonzero()) / max(1, weight.numel())
     reason = "no zeros" if zeros == 0 else "not called by the example" if not seen else ""
@@ -168,13 +167,11 @@ def _choose(name: str, module: nn.Module, seen: Counter[Seen] | None) -> tuple[L
     return LayerChoice(name, faster, weight.numel(), zeros, shapes, dense_ms, sparse_ms, ""), sparse if faster else None
 
 
-def _sparse(module: nn.Module) -> SparseWeight:
+def _sparse(module: nn.Module) -> SparseWeight | SparseConvolution:
     layer, rectify = _layer_of(module), isinstance(module, Rectified)
-    weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
     if isinstance(layer, nn.Linear):
-        return SparseLinear(weight, bias, rectify)
-    stride = cast(nn.Conv2d, layer).stride
-    return SparsePointwiseConvolution(weight.flatten(1), bias, rectify, stride)
+        return SparseLinear(layer.weight, layer.bias, rectify)
+    return SparseConvolution(cast(AnyConvolution, layer), rectify)
 
 
 def _with_replacements(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
