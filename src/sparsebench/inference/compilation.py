@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.inference.choices import MARGIN, Choices, LayerChoice, Seen, least_times
-from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Rectified, fold
+from sparsebench.inference.choices import MARGIN, Choices, Inputs, LayerChoice, Seen, least_times
+from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Added, Rectified, fold
 from sparsebench.inference.convolutions import AnyConvolution, SparseConvolution, reason_to_stay_dense
 from sparsebench.inference.layers import SparseLinear, SparseWeight
 
@@ -106,12 +106,12 @@ def _run(model: nn.Module, example_input: Any) -> Any:
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers that may run sparse, each once; a layer and its rectifier as one."""
+    """Layers that may run sparse, each once; a layer with its sum and its rectifier as one."""
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in inside:
             continue
-        if isinstance(module, Rectified):
+        if isinstance(module, Rectified | Added):
             inside.update(module.modules())
         if isinstance(module, _CLOSED):
             inside.update(module.modules())
@@ -120,7 +120,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _layer_of(module: nn.Module) -> nn.Module:
-    return module.layer if isinstance(module, Rectified) else module
+    return _layer_of(module.layer) if isinstance(module, Rectified | Added) else module
 
 
 def _is_supported(layer: nn.Module) -> bool:
@@ -129,9 +129,9 @@ def _is_supported(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear
 
 
-def _calls(model: nn.Module, example_input: Any) -> dict[str, Counter[Seen]]:
+def _calls(model: nn.Module, example_input: Any) -> dict[str, Counter[Inputs]]:
     """What kinds of inputs each candidate gets, and how often, in one run of the example."""
-    calls: dict[str, Counter[Seen]] = {}
+    calls: dict[str, Counter[Inputs]] = {}
     handles = []
     for name, module in _candidates(model):
         handles.append(module.register_forward_pre_hook(_recorder(calls.setdefault(name, Counter()))))
@@ -143,15 +143,15 @@ def _calls(model: nn.Module, example_input: Any) -> dict[str, Counter[Seen]]:
     return calls
 
 
-def _recorder(seen: Counter[Seen]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _recorder(seen: Counter[Inputs]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if len(inputs) == 1 and isinstance(inputs[0], Tensor):
-            seen[Seen.of(inputs[0])] += 1
+        if all(isinstance(value, Tensor) for value in inputs):
+            seen[tuple(map(Seen.of, inputs))] += 1
 
     return record
 
 
-def _choose(name: str, module: nn.Module, seen: Counter[Seen] | None) -> tuple[LayerChoice, SparseWeight | SparseConvolution | None]:
+def _choose(name: str, module: nn.Module, seen: Counter[Inputs] | None) -> tuple[LayerChoice, SparseWeight | SparseConvolution | None]:
     weight = cast(Tensor, _layer_of(module).weight)
     zeros = 1 - int(weight.count_nonzero()) / max(1, weight.numel())
     reason = "no zeros" if zeros == 0 else "not called by the example" if not seen else ""
@@ -163,7 +163,7 @@ def _choose(name: str, module: nn.Module, seen: Counter[Seen] | None) -> tuple[L
         times = least_times((module, sparse), kind)
         dense_ms, sparse_ms = dense_ms + count * times[0], sparse_ms + count * times[1]
     faster = sparse_ms <= MARGIN * dense_ms
-    shapes = tuple(kind.shape for kind, _ in frequent)
+    shapes = tuple(kind[0].shape for kind, _ in frequent)
     return LayerChoice(name, faster, weight.numel(), zeros, shapes, dense_ms, sparse_ms, ""), sparse if faster else None
 
 

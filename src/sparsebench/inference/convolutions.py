@@ -106,7 +106,7 @@ class SparseConvolution(nn.Module):
         """The weight with its zeros, made anew at every access: changing it changes nothing here."""
         return self.rows.dense().reshape(self.outputs, self.inputs, *self.kernel_size)
 
-    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, added: Tensor | float | None = None) -> Tensor:
         """[images, inputs, ...] to [images, outputs, ...] in the same memory format; both may be without the first dimension.
 
         Args:
@@ -119,7 +119,7 @@ class SparseConvolution(nn.Module):
         """
         dimensions = len(self.stride)
         if x.dim() == dimensions + 1:
-            batched = added if added is None or added.dim() <= dimensions else added.unsqueeze(0)
+            batched = added.unsqueeze(0) if isinstance(added, Tensor) and added.dim() > dimensions else added
             return self.forward(x.unsqueeze(0), batched).squeeze(0)
         if x.dim() != dimensions + 2 or x.shape[1] != self.inputs:
             expected = f"[images, {self.inputs}, {', '.join('...' for _ in self.stride)}]"
@@ -129,11 +129,11 @@ class SparseConvolution(nn.Module):
         if added is None:
             self._convolve(x, None, out, self.rectify)
             return out
-        require_inference(self, added, self.values)
-        if added.shape != out.shape:
+        if not isinstance(added, Tensor) or (added.shape, added.dtype) != (out.shape, out.dtype):
             self._convolve(x, None, out, False)
             out = out + added
             return out.relu_() if self.rectify else out
+        require_inference(self, added, self.values)
         if added.stride() != out.stride():
             added = out.copy_(added)
         self._convolve(x, added, out, self.rectify)
