@@ -29,13 +29,24 @@ from networks import NETWORKS, TransformerLayer
 from torch import nn
 
 from sparsebench.inference import compile_sparse, kernel_path
-from sparsebench.inference.layers import SparseLinear, SparsePointwiseConvolution
+from sparsebench.inference.convolutions import SparseConvolution
+from sparsebench.inference.layers import SparseLinear
 
 SPARSITIES = [0.5, 0.8, 0.9, 0.95, 0.98]
 LINEAR = [(1024, 1024), (512, 2048), (2048, 512)]
 BATCHES = [1, 32, 256]
-# Inputs, outputs, height and width, images.
-POINTWISE = [(256, 64, 56, 1), (512, 512, 14, 1), (1024, 256, 14, 1), (1024, 256, 14, 16)]
+# Inputs, outputs, kernel, height and width, images.
+CONVOLUTIONS = [
+    (256, 64, 1, 56, 1),
+    (512, 512, 1, 14, 1),
+    (1024, 256, 1, 14, 1),
+    (1024, 256, 1, 14, 16),
+    (64, 64, 3, 56, 1),
+    (256, 256, 3, 14, 1),
+    (512, 512, 3, 7, 16),
+    (64, 64, 3, 8, 128),
+    (16, 16, 3, 32, 128),
+]
 DENSE, AGAIN = "PyTorch", "PyTorch again (A/A control)"
 
 
@@ -160,14 +171,18 @@ class Measurement:
 
                 name = f"linear {inputs} to {outputs}, batch {batch}"
                 yield self.row(name, pruned(nn.Linear(inputs, outputs), 0), torch.randn(batch, inputs), linear)
-        for inputs, outputs, size, images in [] if quick else POINTWISE:
+        for inputs, outputs, kernel, size, images in [] if quick else CONVOLUTIONS:
 
-            def pointwise(sparsity: float, inputs: int = inputs, outputs: int = outputs) -> nn.Module:
-                layer = pruned(nn.Conv2d(inputs, outputs, 1), sparsity)
-                return SparsePointwiseConvolution(layer.weight.flatten(1), layer.bias, False, (1, 1))
+            def dense(inputs: int = inputs, outputs: int = outputs, kernel: int = kernel) -> nn.Conv2d:
+                return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
 
-            name = f"1x1 convolution {inputs} to {outputs}, {size} x {size}, batch {images}"
-            yield self.row(name, pruned(nn.Conv2d(inputs, outputs, 1), 0), torch.randn(images, inputs, size, size), pointwise)
+            def convolution(sparsity: float, dense: Callable[[], nn.Conv2d] = dense) -> nn.Module:
+                layer = dense()
+                pruned(layer, sparsity)
+                return SparseConvolution(layer, False)
+
+            name = f"{kernel}x{kernel} convolution {inputs} to {outputs}, {size} x {size}, batch {images}"
+            yield self.row(name, pruned(dense(), 0), torch.randn(images, inputs, size, size), convolution)
 
     def networks(self, names: list[str]) -> Iterator[list[str]]:
         """Whole networks: compile_sparse chooses for each layer."""
