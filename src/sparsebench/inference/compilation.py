@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,11 +16,13 @@ from sparsebench.inference.choices import MARGIN, Choices, Inputs, LayerChoice, 
 from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Added, Rectified, fold
 from sparsebench.inference.convolutions import AnyConvolution, SparseConvolution, reason_to_stay_dense
 from sparsebench.inference.layers import SparseLinear, SparseWeight
+from sparsebench.inference.whole import choose_memory_format, fastest_whole
 
 __all__ = ["compile_sparse"]
 
 # Layers with inputs of many shapes, as in decoding, are timed on those that are most frequent.
 MOST_SHAPES = 4
+FASTER_DENSE = "the network as a whole is faster without"
 # These read the weights of their parts without calling them.
 _CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -65,6 +68,8 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
             raise SparsebenchError(f"{name} is {parameter.dtype} on {parameter.device}: expected torch.float32 on the CPU")
     with torch.no_grad():
         compiled = _folded_copy(model, example_input)
+        run = partial(_run, example_input=example_input)
+        choose_memory_format(compiled, run)
         calls = _calls(compiled, example_input)
         choices, replacements = [], {}
         for name, module in _candidates(compiled):
@@ -72,8 +77,13 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
             choice, replacement = _choose(known_name, module, calls.get(name))
             choices.append(choice)
             if replacement is not None:
-                replacements[id(module)] = replacement
-        compiled = _with_replacements(compiled, replacements).requires_grad_(False)
+                replacements[module] = replacement
+        if replacements:
+            whole = fastest_whole(compiled, replacements, run)
+            compiled = whole.network
+            if not whole.is_sparse:
+                choices = [choice._replace(sparse=False, reason=choice.reason or FASTER_DENSE) for choice in choices]
+        compiled.requires_grad_(False)
     vars(compiled)["sparse_choices"] = Choices(choices)
     return compiled
 
@@ -172,12 +182,3 @@ def _sparse(module: nn.Module) -> SparseWeight | SparseConvolution:
     if isinstance(layer, nn.Linear):
         return SparseLinear(layer.weight, layer.bias, rectify)
     return SparseConvolution(cast(AnyConvolution, layer), rectify)
-
-
-def _with_replacements(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
-    """The model with modules replaced wherever they are, by their identity."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if id(child) in replacements:
-                parent._modules[name] = replacements[id(child)]
-    return replacements.get(id(model), model)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import inspect
 import operator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-__all__ = ["CONVOLUTIONS", "TRACED", "Added", "Rectified", "Traced", "fold"]
+__all__ = ["CONVOLUTIONS", "TRACED", "Added", "Arrangement", "Rectified", "Traced", "fold"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Under this name a `Traced` holds what it runs; no part of the names that users know.
@@ -91,28 +91,59 @@ class Rectified(nn.Module):
         return torch.relu_(self.layer(*inputs))
 
 
+class Arrangement(NamedTuple):
+    """How a traced network gets its input.
+
+    Attributes:
+        channels_last: Whether images, in four dimensions, are turned to this memory format.
+        rows: How many examples at a time, for smaller activations that stay in the caches; None for all at once. For networks that
+            compute each by itself.
+        dimensions: Of an input that has examples in its rows.
+    """
+
+    channels_last: bool = False
+    rows: int | None = None
+    dimensions: int = 0
+
+
 class Traced(nn.Module):
     """A module that runs what tracing made of another, and has that one's attributes and parts.
 
     Args:
         network: What tracing made; by itself it would lose attributes when it is copied.
         original: The module that was traced.
+
+    Attributes:
+        arrangement: How the input is handed to the network.
     """
+
+    arrangement: Arrangement
 
     def __init__(self, network: fx.GraphModule, original: nn.Module) -> None:
         super().__init__()
-        own = {*dir(nn.Module), *vars(self)}
+        own = {*dir(nn.Module), *vars(self), "arrangement"}
         for name in dir(original):
             if not name.startswith("_") and name not in own and name not in original._modules:
                 value = getattr(original, name)
                 if not callable(value) and not isinstance(value, Tensor):
                     vars(self)[name] = value
+        self.arrangement = Arrangement()
         self.add_module(TRACED, network)
         self.train(original.training)
 
     def forward(self, x: Any) -> Any:
         """What the module computes."""
-        return self._modules[TRACED](x)  # type: ignore[misc]
+        network, arrangement = cast(fx.GraphModule, self._modules[TRACED]), self.arrangement
+        if arrangement.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if arrangement.rows is None or x.dim() != arrangement.dimensions or len(x) <= arrangement.rows:
+            return network(x)
+        return torch.cat([network(rows) for rows in x.split(arrangement.rows)])
+
+    def extra_repr(self) -> str:
+        """The arrangement, where there is something to say."""
+        rows = [] if self.arrangement.rows is None else [f"{self.arrangement.rows} at a time"]
+        return ", ".join(["channels_last"] * self.arrangement.channels_last + rows)
 
     def __getattr__(self, name: str) -> Any:
         # The parts of the original are those of the network; how to copy it (__deepcopy__) is not. Without any parts yet, this
