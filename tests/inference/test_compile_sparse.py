@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from sparsebench.errors import SparsebenchError
 from sparsebench.inference import compilation, compile_sparse, whole
 from sparsebench.inference.choices import Seen, least_times
-from sparsebench.inference.folding import Rectified, fold
 from sparsebench.inference.convolutions import SparseConvolution
+from sparsebench.inference.folding import Rectified, fold
 from sparsebench.inference.layers import SparseLinear, SparseWeight
 from sparsebench.workloads.translation.transformer import SIZES, Transformer
 
@@ -62,7 +62,9 @@ def assert_same(compiled: nn.Module, model: nn.Module, *inputs: torch.Tensor) ->
 
 def kinds(model: nn.Module) -> list[type]:
     return [
-        type(module) for module in model.modules() if isinstance(module, SparseWeight | SparseConvolution | nn.Linear | nn.Conv2d | nn.BatchNorm2d)
+        type(module)
+        for module in model.modules()
+        if isinstance(module, SparseWeight | SparseConvolution | nn.Linear | nn.Conv2d | nn.BatchNorm2d)
     ]
 
 

@@ -108,8 +108,27 @@ def into_the_other(block, x):
     return x + y
 
 
-FOLDED = [left, right_and_rectified, in_place, by_method, by_torch, of_a_number, of_another_shape, to_something_larger, to_other_numbers]
-KEPT = [of_a_constant, scaled, read_twice, with_itself, written_on_the_way, written_by_a_function, written_by_a_method, into_the_other]
+FOLDED = [
+    left,
+    right_and_rectified,
+    in_place,
+    by_method,
+    by_torch,
+    of_a_number,
+    of_another_shape,
+    to_something_larger,
+    to_other_numbers,
+]
+KEPT = [
+    of_a_constant,
+    scaled,
+    read_twice,
+    with_itself,
+    written_on_the_way,
+    written_by_a_function,
+    written_by_a_method,
+    into_the_other,
+]
 
 
 @pytest.mark.parametrize("combine", [*FOLDED, *KEPT], ids=lambda combine: combine.__name__)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.inference.choices import MARGIN, Choices, Inputs, LayerChoice, Seen, least_times
-from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Added, Rectified, fold
 from sparsebench.inference.convolutions import AnyConvolution, SparseConvolution, reason_to_stay_dense
+from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Added, Rectified, fold
 from sparsebench.inference.layers import SparseLinear, SparseWeight
 from sparsebench.inference.whole import choose_memory_format, fastest_whole
 
@@ -161,7 +161,9 @@ def _recorder(seen: Counter[Inputs]) -> Callable[[nn.Module, tuple[Any, ...]], N
     return record
 
 
-def _choose(name: str, module: nn.Module, seen: Counter[Inputs] | None) -> tuple[LayerChoice, SparseWeight | SparseConvolution | None]:
+def _choose(
+    name: str, module: nn.Module, seen: Counter[Inputs] | None
+) -> tuple[LayerChoice, SparseWeight | SparseConvolution | None]:
     weight = cast(Tensor, _layer_of(module).weight)
     zeros = 1 - int(weight.count_nonzero()) / max(1, weight.numel())
     reason = "no zeros" if zeros == 0 else "not called by the example" if not seen else ""

@@ -46,13 +46,14 @@ def reason_to_stay_dense(layer: AnyConvolution) -> str:
 
 
 class SparseConvolution(nn.Module):
-    """A convolution, a sum with something of its output's shape and a rectifier after it if asked, multiplying by what is not zero.
+    """A convolution, a sum of its output with something and a rectifier if asked, multiplying by what is not zero alone.
 
     Each channel of the output is summed up over its entries: one multiple of a shifted input channel each. Bias, sum and
     rectifier are part of the same pass.
 
     Args:
-        layer: In one or two dimensions, or with a kernel of one element and no padding in three; float32 on the CPU. It is copied.
+        layer: In one or two dimensions, or with a kernel of one element and no padding in three; float32 on the CPU. Its numbers
+            are copied.
         rectify: Whether negative results become zero.
 
     Raises:
@@ -111,7 +112,8 @@ class SparseConvolution(nn.Module):
 
         Args:
             x: float32 on the CPU.
-            added: Added before rectifying; anything that can be added, faster where it is of the output's shape and memory format.
+            added: Added before rectifying: what can be added to a tensor, in the same pass where it has the output's shape and
+                memory format.
 
         Raises:
             SparsebenchError: `x` has another number of dimensions or inputs or is smaller than the kernel; or as for

@@ -1,4 +1,4 @@
-"""Batch normalization, sums and rectifiers made part of the layer before them, where a module's code is simple enough to see it."""
+"""Batch normalization, sums and rectifiers made part of the layer before them, where a module's code is simple enough."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRACED = "_traced"
 _NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _RECTIFIERS = (F.relu, F.relu_, torch.relu, torch.relu_)
-_OPERATORS_IN_PLACE = {getattr(operator, name) for name in dir(operator) if name.startswith("i") and hasattr(operator, f"__{name}__")}
+_OPERATORS_IN_PLACE = {
+    getattr(operator, name) for name in dir(operator) if name.startswith("i") and hasattr(operator, f"__{name}__")
+}
 _SUMS, _SUMS_IN_PLACE = (operator.add, torch.add, "add"), (operator.iadd, "add_")
 
 
@@ -96,8 +98,8 @@ class Arrangement(NamedTuple):
 
     Attributes:
         channels_last: Whether images, in four dimensions, are turned to this memory format.
-        rows: How many examples at a time, for smaller activations that stay in the caches; None for all at once. For networks that
-            compute each by itself.
+        rows: How many examples at a time, for smaller activations that stay in the caches; None for all at once. For networks
+            that compute each by itself.
         dimensions: Of an input that has examples in its rows.
     """
 

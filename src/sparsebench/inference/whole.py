@@ -1,4 +1,4 @@
-"""The whole network measured: in which memory format, with its sparse layers or without, all examples at once or a few at a time."""
+"""The whole network measured: memory format, sparse layers or none, all examples at once or a few at a time."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ def _arrangements(network: nn.Module, run: Run) -> list[Arrangement]:
         if rows < batch.shape[0]:
             arrangement = found[0]._replace(dimensions=len(batch.shape), rows=rows)
             try:
-                torch.testing.assert_close(_run_arranged(network, arrangement, run), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+                torch.testing.assert_close(
+                    _run_arranged(network, arrangement, run), expected, rtol=1e-3, atol=1e-3, equal_nan=True
+                )
             except Exception:
                 continue
             found.append(arrangement)
