@@ -236,7 +236,11 @@ def test_layer_survives_copies_files_and_a_fresh_process(tmp_path):
     for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         assert again(x).equal(expected)
     torch.save((layer, x, expected), tmp_path / "layer.pt")
-    program = "import sys, torch\nlayer, x, expected = torch.load(sys.argv[1], weights_only=False)\nprint(torch.allclose(layer(x), expected, atol=1e-5))"
+    program = (
+        "import sys, torch\n"
+        "layer, x, expected = torch.load(sys.argv[1], weights_only=False)\n"
+        "print(torch.allclose(layer(x), expected, atol=1e-5))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "layer.pt")], capture_output=True, text=True, timeout=120
     )
