@@ -30,10 +30,11 @@ _CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
     """A copy of a finished network whose layers multiply by what is not zero where that is faster, for inference on the CPU.
 
-    Linear layers and convolutions with kernels of one element (without groups and padding) are timed, sparse and dense, on inputs
-    of the shapes and layouts that they get when the network runs on the example, with the threads that torch has now; what is
-    faster by a tenth or more runs sparse. Before that, batch normalization and rectifiers become part of the layer before them
-    where the code of a module can be traced. All other layers stay as they are.
+    Linear layers and convolutions (all but those that `reason_to_stay_dense` names) are timed, sparse and dense, on inputs of
+    the shapes and layouts that they get when the network runs on the example, with the threads that torch has now; what is
+    faster by a tenth or more runs sparse, unless the network as a whole is slower for it. Before that, batch normalization, sums
+    with a residual and rectifiers become part of the layer before them where the code of a module can be traced. All other layers
+    stay as they are.
 
     Args:
         model: Any module with parameters in float32 on the CPU; it is not changed.
