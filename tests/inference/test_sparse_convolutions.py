@@ -1,6 +1,7 @@
 """Sparse convolutions against torch's dense ones, on every instruction set, in both memory formats."""
 
 import copy
+import ctypes
 import pickle
 import subprocess
 import sys
@@ -191,6 +192,14 @@ def test_inputs_between_others(path):
             assert_close(sparse(x), layer(x))
 
 
+def test_a_panel_much_larger_than_the_cache(path):
+    """Dilation reaches over most of a large image with many channels."""
+    layer = pruned(nn.Conv2d(300, 3, 3, dilation=30), 0.9)
+    x = torch.randn(1, 300, 70, 70)
+    with torch.no_grad():
+        assert_close(SparseConvolution(layer, False)(x), layer(x))
+
+
 def test_empty_batch(path):
     sparse = SparseConvolution(pruned(nn.Conv2d(8, 6, 3, padding=1), 0.5), False)
     assert sparse(torch.empty(0, 8, 5, 5)).shape == (0, 6, 5, 5)
@@ -245,6 +254,25 @@ def test_layer_survives_copies_files_and_a_fresh_process(tmp_path):
         [sys.executable, "-c", program, str(tmp_path / "layer.pt")], capture_output=True, text=True, timeout=120
     )
     assert done.stdout.strip() == "True", done.stderr
+
+
+@pytest.mark.parametrize(("allowed", "size", "asked"), [(1, 30, []), (2, 30, [2]), (3, 30, [3]), (2, 2, [])])
+def test_as_many_threads_as_torch_has(monkeypatch, allowed, size, asked):
+    """And one alone where there is little to do; a runtime that brings fewer than asked for does not matter."""
+    chosen, started = kernels("generic"), []
+    work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+    @ctypes.CFUNCTYPE(None, work, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+    def parallel(function, data, threads, flags):
+        started.append(threads)
+        function(data)
+
+    monkeypatch.setattr(chosen, "_parallel", ctypes.cast(parallel, ctypes.c_void_p))
+    monkeypatch.setattr(convolutions, "load_kernels", lambda: chosen)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: allowed)
+    layer, x = pruned(nn.Conv2d(20, 30, 3, padding=1), 0.5), torch.randn(1, 20, size, size)
+    assert_close(SparseConvolution(layer, False)(x), layer(x).detach())
+    assert started == asked
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def _calls(model: nn.Module, example_input: Any) -> dict[str, Counter[Inputs]]:
 
 def _recorder(seen: Counter[Inputs]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if all(isinstance(value, Tensor) for value in inputs):
+        if inputs and all(isinstance(value, Tensor) for value in inputs):
             seen[tuple(map(Seen.of, inputs))] += 1
 
     return record

@@ -20,9 +20,9 @@ static int64_t panel_vectors(const struct convolution_work *work, int64_t width)
 {
     /* What is copied twice, at both ends of a panel, is to be a small part of it, */
     int64_t wanted = (4 * work->span / width + MOST_VECTORS - 1) / MOST_VECTORS * MOST_VECTORS;
-    /* and all of it is to fit the cache, but fewer vectors would cost more than that brings. */
+    /* and all of it is to fit the cache, unless too few vectors would be left for what is copied with them. */
     int64_t channel = PANEL_BYTES / (int64_t)sizeof(float) / (work->convolution->inputs * work->rows.phases * work->columns.phases);
-    int64_t most = at_least((channel - work->span) / width, MOST_VECTORS / 2);
+    int64_t most = at_least((channel - work->span) / width, at_least(work->span / width, MOST_VECTORS / 2));
     return at_most(at_least(wanted, MOST_VECTORS), most);
 }
 
