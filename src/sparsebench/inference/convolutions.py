@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +163,7 @@ class SparseConvolution(nn.Module):
         axes = [(*axis[:-1], axis[-1][0]) for axis in self._axes(x)]
         if len(axes) == 3:
             # A kernel of one element: the pixels it meets, in one row.
-            x = x[(..., *(slice(None, None, stride) for stride in self.stride))].flatten(2)
+            x = self._met_pixels(x)
             out, axes = out.flatten(2), [(x.shape[2], 1, 1, 1, 0)]
         if len(axes) == 1:
             x, out, axes = x.unsqueeze(2), out.unsqueeze(2), [(1, 1, 1, 1, 0), *axes]
@@ -195,7 +195,7 @@ class SparseConvolution(nn.Module):
 
     def _convolve_by_torch(self, x: Tensor, added: Tensor | None, out: Tensor, rectify: bool) -> None:
         if set(self.kernel_size) == {1} and not any(map(sum, self.padding)):
-            columns = x[(..., *(slice(None, None, stride) for stride in self.stride))].flatten(2)
+            columns = self._met_pixels(x)
         else:
             before_and_after = [side for padding in reversed(self.padding) for side in padding]
             padded = F.pad(x, before_and_after)
@@ -208,6 +208,11 @@ class SparseConvolution(nn.Module):
             torch.add(product, added, out=out)
             if rectify:
                 out.relu_()
+
+    def _met_pixels(self, x: Tensor) -> Tensor:
+        """[images, inputs, pixels] that a kernel of one element meets."""
+        index: tuple[Any, ...] = (..., *(slice(None, None, stride) for stride in self.stride))
+        return x[index].flatten(2)
 
     def extra_repr(self) -> str:
         """Sizes, as the layers of torch print theirs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -65,13 +66,13 @@ def examples_are_independent(traced: fx.GraphModule) -> bool:
     return True
 
 
-def _is_size(node: fx.Node, sizes: Iterable[fx.Node]) -> bool:
+def _is_size(node: fx.Node, sizes: Iterable[Any]) -> bool:
     if node.op == "call_method":
         return node.target == "size"
     if node.op != "call_function":
         return False
     if node.target is getattr:
-        return node.args[1] == "shape"
+        return str(node.args[1]) == "shape"
     return node.target is operator.getitem and node.args[0] in sizes
 
 
