@@ -250,7 +250,9 @@ def _fold_sum(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
         return node
     left, right = after.args
     is_sum = after.target in _SUMS or (after.target in _SUMS_IN_PLACE and left is node)
-    if not is_sum or not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or _is_written_between(traced, node, after):
+    if not is_sum or not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or left is right:
+        return node
+    if _is_written_between(traced, node, after):
         return node
     parent, _, name = str(node.target).rpartition(".")
     setattr(traced.get_submodule(parent), name, Added(layer).eval())
@@ -271,7 +273,8 @@ def _is_written_between(traced: fx.GraphModule, node: fx.Node, after: fx.Node) -
             if getattr(traced.get_submodule(str(between.target)), "inplace", False):
                 return True
         elif between.op in ("call_function", "call_method"):
-            in_place = any(argument is True for argument in (*between.args, *between.kwargs.values())) or "out" in between.kwargs
+            in_place = between.kwargs.get("inplace") is True or any(argument is True for argument in between.args)
+            in_place = in_place or "out" in between.kwargs
             if in_place or name.endswith("_") or name == "setitem" or between.target in _OPERATORS_IN_PLACE:
                 return True
         between = between.next
