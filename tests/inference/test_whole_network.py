@@ -59,7 +59,7 @@ def test_dense_where_the_whole_is_faster_dense(fastest):
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("way", "rows"), [(1, None), (2, 1), (3, 2), (4, 4)])
+@pytest.mark.parametrize(("way", "rows"), [(1, None), (2, 1), (3, 4)])
 def test_parts_of_the_batch(fastest, way, rows):
     fastest(way)
     model, x = network(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.randn(5, 3, 9, 9)

@@ -19,7 +19,7 @@ __all__ = ["Whole", "choose_memory_format", "fastest_whole"]
 # Rounds of each way, at least: a whole network takes long.
 ROUNDS = 3
 # Examples at a time: the activations of a few images are often as large as a cache.
-PARTS = (1, 2, 4)
+PARTS = (1, 4, 16)
 
 Run = Callable[[nn.Module], Any]
 
