@@ -8,7 +8,10 @@ setup(
         Extension(
             "sparsebench.inference._kernels",
             sources=["src/sparsebench/inference/kernels.c"],
-            depends=["src/sparsebench/inference/csr_panel.h"],
+            depends=[
+                f"src/sparsebench/inference/{header}.h"
+                for header in ("csr_panel", "convolution", "convolution_panel", "convolution_call")
+            ],
             extra_compile_args=["-O3", "-ffp-contract=fast", "-pthread"],
             optional=True,
         )

@@ -14,7 +14,8 @@ from networks import NETWORKS
 from torch import nn
 
 from sparsebench.inference import compile_sparse
-from sparsebench.inference.layers import SparseLinear, SparsePointwiseConvolution
+from sparsebench.inference.convolutions import SparseConvolution
+from sparsebench.inference.layers import SparseLinear
 from sparsebench.workloads.images.digits import DIGITS
 from sparsebench.workloads.images.networks import make_network
 from sparsebench.workloads.translation.decoding import beam_search
@@ -23,8 +24,18 @@ from sparsebench.workloads.translation.transformer import SIZES, Transformer
 
 LINEAR = [(1024, 1024), (512, 2048), (2048, 512)]
 BATCHES = [1, 32, 256]
-# Inputs, outputs, height and width, images.
-POINTWISE = [(256, 64, 56, 1), (512, 512, 14, 1), (1024, 256, 14, 1), (1024, 256, 14, 16)]
+# Inputs, outputs, kernel, height and width, images.
+CONVOLUTIONS = [
+    (256, 64, 1, 56, 1),
+    (512, 512, 1, 14, 1),
+    (1024, 256, 1, 14, 1),
+    (1024, 256, 1, 14, 16),
+    (64, 64, 3, 56, 1),
+    (256, 256, 3, 14, 1),
+    (512, 512, 3, 7, 16),
+    (64, 64, 3, 8, 128),
+    (16, 16, 3, 32, 128),
+]
 
 # Tokens of Multi30k's vocabulary.
 MULTI30K = 4000
@@ -171,17 +182,19 @@ def layer_cases() -> Iterator[Case]:
                 {ELEMENTS: linear} | ({SPARSELAB: theirs} if find_spec("sparselab") else {}),
                 is_layer=True,
             )
-    for inputs, outputs, size, number in POINTWISE:
+    for inputs, outputs, kernel, size, number in CONVOLUTIONS:
+        dense = partial(nn.Conv2d, inputs, outputs, kernel, padding=kernel // 2)
 
-        def pointwise(sparsity: float, inputs: int = inputs, outputs: int = outputs) -> nn.Module:
-            layer = pruned(nn.Conv2d(inputs, outputs, 1), sparsity)
-            return SparsePointwiseConvolution(layer.weight.flatten(1), layer.bias, False, (1, 1))
+        def convolution(sparsity: float, dense: Callable[[], nn.Conv2d] = dense) -> nn.Module:
+            layer = dense()
+            pruned(layer, sparsity)
+            return SparseConvolution(layer, False)
 
         yield Case(
-            f"1x1 convolution {inputs} to {outputs}, {size} x {size}, batch {number}",
-            partial(nn.Conv2d, inputs, outputs, 1),
+            f"{kernel}x{kernel} convolution {inputs} to {outputs}, {size} x {size}, batch {number}",
+            dense,
             images(number, size, inputs),
-            {ELEMENTS: pointwise},
+            {ELEMENTS: convolution},
             is_layer=True,
         )
 

@@ -1,4 +1,4 @@
-/* Random products against their definition, in memory of exactly the size needed: built with sanitizers by
+/* Random products and convolutions against their definition, in memory of exactly the size needed: built with sanitizers by
  * test_sanitized_kernels.py, any read or write out of bounds ends the program. */
 #include "kernels.c"
 
@@ -75,16 +75,81 @@ static int check(int instruction_set, int threads)
     return wrong;
 }
 
+static struct axis axis(void)
+{
+    struct axis a = {.kernel = drawn(1, 4), .stride = drawn(1, 3), .padding = drawn(0, 4), .dilation = drawn(1, 2)};
+    int64_t extent = a.dilation * (a.kernel - 1) + 1;
+    a.in = drawn(extent > 2 * a.padding ? extent - 2 * a.padding : 1, drawn(0, 1) ? extent + 5 : 40 + extent);
+    a.out = (a.in + 2 * a.padding - extent) / a.stride + 1;
+    return a;
+}
+
+static struct planes planes(int64_t channels, int64_t rows, int64_t columns, int channels_last)
+{
+    if (channels_last) return (struct planes){channels * rows * columns, 1, columns * channels, channels};
+    return (struct planes){channels * rows * columns, rows * columns, columns, 1};
+}
+
+static int check_convolution(int instruction_set, int threads)
+{
+    struct axis rows = axis(), columns = axis();
+    int64_t outputs = drawn(1, 40), inputs = drawn(1, 20), images = drawn(1, 3), taps = rows.kernel * columns.kernel;
+    int64_t zeros = drawn(0, 100), entries = 0, pixels = rows.in * columns.in, results = images * outputs * rows.out * columns.out;
+    float *dense = numbers(outputs * inputs * taps), *bias = numbers(outputs), *x = numbers(images * inputs * pixels);
+    float *y = numbers(results), *added = numbers(results);
+    int32_t *starts = malloc((size_t)(outputs + 1) * sizeof(int32_t));
+    for (int64_t i = 0; i < outputs * inputs * taps; ++i) {
+        if (drawn(0, 99) < zeros) dense[i] = 0;
+        entries += dense[i] != 0;
+    }
+    int32_t *codes = malloc((size_t)entries * sizeof(int32_t));
+    float *values = malloc((size_t)entries * sizeof(float));
+    entries = 0;
+    for (int64_t o = 0; o < outputs; ++o) {
+        starts[o] = (int32_t)entries;
+        for (int64_t i = 0; i < inputs * taps; ++i)
+            if (dense[o * inputs * taps + i] != 0) {
+                codes[entries] = (int32_t)((i / taps) << TAP_BITS | i % taps);
+                values[entries++] = dense[o * inputs * taps + i];
+            }
+    }
+    starts[outputs] = (int32_t)entries;
+    struct convolution p = {
+        outputs, inputs, starts, codes, values, drawn(0, 1) ? bias : NULL, drawn(0, 1), x, drawn(0, 1) ? added : NULL, y,
+        planes(inputs, rows.in, columns.in, (int)drawn(0, 1)), planes(outputs, rows.out, columns.out, (int)drawn(0, 1)), images, rows,
+        columns};
+    int wrong = sparsebench_convolution(&p, instruction_set, threads, in_two_threads);
+    for (int64_t b = 0; b < images; ++b)
+        for (int64_t o = 0; o < outputs; ++o)
+            for (int64_t i = 0; i < rows.out * columns.out; ++i) {
+                int64_t row = i / columns.out, column = i % columns.out;
+                int64_t at = b * p.y_planes.image + o * p.y_planes.channel + row * p.y_planes.row + column * p.y_planes.column;
+                float sum = (p.bias ? bias[o] : 0) + (p.added ? added[at] : 0);
+                for (int64_t c = 0; c < inputs; ++c)
+                    for (int64_t t = 0; t < taps; ++t) {
+                        int64_t above = row * rows.stride - rows.padding + t / columns.kernel * rows.dilation;
+                        int64_t left = column * columns.stride - columns.padding + t % columns.kernel * columns.dilation;
+                        if (above >= 0 && above < rows.in && left >= 0 && left < columns.in)
+                            sum += dense[(o * inputs + c) * taps + t] * x[b * p.x_planes.image + c * p.x_planes.channel +
+                                                                          above * p.x_planes.row + left * p.x_planes.column];
+                    }
+                if (p.rectify && sum < 0) sum = 0;
+                wrong |= y[at] != sum;
+            }
+    free(dense), free(bias), free(x), free(y), free(added), free(starts), free(codes), free(values);
+    return wrong;
+}
+
 int main(void)
 {
     int sets = sparsebench_instruction_sets(), checked = 0;
     for (int set = 0; set < 3; ++set)
         for (int trial = 0; (sets >> set & 1) && trial < 150; ++trial, ++checked)
-            if (check(set, 1 + trial % 2)) {
+            if (check(set, 1 + trial % 2) || check_convolution(set, 1 + trial % 2)) {
                 printf("instruction set %d, trial %d: wrong\n", set, trial);
                 return 1;
             }
     free_scratch(pthread_getspecific(scratch_key)); /* the main thread ends without it */
-    printf("%d products\n", checked);
+    printf("%d products and convolutions\n", checked);
     return 0;
 }

@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.inference import compilation, compile_sparse
+from sparsebench.inference import compilation, compile_sparse, whole
 from sparsebench.inference.choices import Seen, least_times
+from sparsebench.inference.convolutions import SparseConvolution
 from sparsebench.inference.folding import Rectified, fold
-from sparsebench.inference.layers import SparseLinear, SparsePointwiseConvolution, SparseWeight
+from sparsebench.inference.layers import SparseLinear, SparseWeight
 from sparsebench.workloads.translation.transformer import SIZES, Transformer
 
 
@@ -40,10 +41,15 @@ def pruned(model: nn.Module, sparsity: float = 0.9) -> nn.Module:
     return model
 
 
+def second_is_fastest(ways, rounds):
+    return [2.0, 1.0, *(3.0 for _ in ways[2:])]
+
+
 @pytest.fixture
 def all_sparse(monkeypatch):
     """Times as they would be where sparse is always faster."""
     monkeypatch.setattr(compilation, "least_times", lambda ways, seen: [2.0, 1.0])
+    monkeypatch.setattr(whole, "take_turns", second_is_fastest)
 
 
 def assert_same(compiled: nn.Module, model: nn.Module, *inputs: torch.Tensor) -> None:
@@ -56,7 +62,9 @@ def assert_same(compiled: nn.Module, model: nn.Module, *inputs: torch.Tensor) ->
 
 def kinds(model: nn.Module) -> list[type]:
     return [
-        type(module) for module in model.modules() if isinstance(module, SparseWeight | nn.Linear | nn.Conv2d | nn.BatchNorm2d)
+        type(module)
+        for module in model.modules()
+        if isinstance(module, SparseWeight | SparseConvolution | nn.Linear | nn.Conv2d | nn.BatchNorm2d)
     ]
 
 
@@ -114,6 +122,7 @@ def test_chains_compute_the_same(chain):
     model, x = chain
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compilation, "least_times", lambda ways, seen: [2.0, 1.0])
+        patch.setattr(whole, "take_turns", second_is_fastest)
         compiled = compile_sparse(model, x)
     assert_same(compiled, model, x)
     # Every normalization comes after a layer, and is then part of it.
@@ -128,14 +137,11 @@ def test_residual_network(last):
     compiled = compile_sparse(model, x)
     assert_same(compiled, model, x)
     assert nn.BatchNorm2d not in kinds(compiled)
-    # Two of three convolutions in a block and the shortcut; those with kernels of three by three stay dense.
-    assert kinds(compiled).count(SparsePointwiseConvolution) == 6
-    assert kinds(compiled).count(nn.Conv2d) == 3
-    assert [layer.rectify for layer in compiled.modules() if isinstance(layer, SparsePointwiseConvolution)] == [
-        True,
-        False,
-        False,
-    ] * 2
+    assert kinds(compiled).count(SparseConvolution) == 9
+    assert nn.Conv2d not in kinds(compiled)
+    # The sum of a block is part of its last convolution, and so is the rectifier after it; the shortcut has none.
+    layers = [layer.rectify for layer in compiled.modules() if isinstance(layer, SparseConvolution)]
+    assert layers == [True, *[True, True, True, False] * 2]
     # For any other batch too: nothing was traced as a constant.
     assert_same(compiled, model, torch.randn(5, 3, 8, 8))
 
@@ -159,7 +165,8 @@ def test_transformer_keeps_its_methods():
 
 def test_choices_are_sums_over_the_calls(monkeypatch):
     """Of one run of the example: four calls with one row at 1 ms, one with eight rows at 8."""
-    monkeypatch.setattr(compilation, "least_times", lambda ways, seen: [seen.shape[0], 1.5 * seen.shape[0] - 2])
+    monkeypatch.setattr(compilation, "least_times", lambda ways, seen: [seen[0].shape[0], 1.5 * seen[0].shape[0] - 2])
+    monkeypatch.setattr(whole, "take_turns", second_is_fastest)
     model = pruned(nn.ModuleDict({"first": nn.Linear(20, 20), "other": nn.Linear(20, 20), "full": nn.Linear(4, 4)}))
     model["full"].weight.data.fill_(1)
 
@@ -182,6 +189,7 @@ def test_choices_are_sums_over_the_calls(monkeypatch):
 @pytest.mark.parametrize(("sparse_ms", "sparse"), [(0.89, True), (0.91, False), (2.0, False)])
 def test_what_is_not_clearly_faster_stays_dense(monkeypatch, sparse_ms, sparse):
     monkeypatch.setattr(compilation, "least_times", lambda ways, seen: [1.0, sparse_ms])
+    monkeypatch.setattr(whole, "take_turns", second_is_fastest)
     compiled = compile_sparse(pruned(nn.Linear(20, 20)), torch.randn(3, 20))
     assert isinstance(compiled, SparseLinear) == sparse
     assert compiled.sparse_choices[0].sparse == sparse
@@ -213,7 +221,7 @@ def test_least_times_take_turns_and_keep_the_least(monkeypatch):
 
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     # The first call of each warms up and does not count, however short.
-    times = least_times((way("a", [0.001, 0.5, 0.2, 0.9]), way("b", [9.0, 0.3, 0.4])), Seen((2, 3), (3, 1)))
+    times = least_times((way("a", [0.001, 0.5, 0.2, 0.9]), way("b", [9.0, 0.3, 0.4])), (Seen((2, 3), (3, 1)),))
     assert times == pytest.approx([200, 300])
     assert calls == ["a", "b"] * 8
 
@@ -236,7 +244,7 @@ def test_original_is_not_changed():
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any(parameter.requires_grad for parameter in compiled.parameters())
     assert not compiled.training
-    assert SparsePointwiseConvolution not in kinds(model)
+    assert SparseConvolution not in kinds(model)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in compiled.modules())
 
@@ -376,10 +384,12 @@ def test_layers_whose_weights_are_read_elsewhere_stay(model):
 @pytest.mark.parametrize(
     "layer",
     [
-        nn.Conv2d(4, 4, 3),
         nn.Conv2d(4, 4, 1, groups=2),
-        nn.Conv2d(4, 4, 1, padding=1),
-        nn.Conv2d(4, 4, (1, 2)),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(4, 4, 17),
+        nn.Conv3d(4, 4, 3),
+        nn.Conv3d(4, 4, 1, padding=1),
+        nn.ConvTranspose2d(4, 4, 3),
         nn.Bilinear(4, 4, 4),
     ],
 )

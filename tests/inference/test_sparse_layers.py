@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from sparsebench.errors import SparsebenchError
 from sparsebench.inference import compressed_rows, native
 from sparsebench.inference.compressed_rows import CompressedRows
-from sparsebench.inference.layers import SparseLinear, SparsePointwiseConvolution
+from sparsebench.inference.layers import SparseLinear
 
 
 @pytest.fixture(params=PATHS, scope="module")
@@ -114,39 +114,6 @@ def test_linear_is_torchs(path, outputs, inputs, shape):
     assert found.is_contiguous()
 
 
-@pytest.mark.usefixtures("threads")
-@settings(max_examples=40, deadline=None)
-@given(
-    st.integers(1, 3),
-    st.lists(st.integers(1, 9), min_size=3, max_size=3),
-    st.lists(st.integers(1, 3), min_size=3, max_size=3),
-    st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 40)),
-    st.booleans(),
-    st.booleans(),
-)
-def test_pointwise_convolution_is_torchs(path, dimensions, sizes, strides, channels, last, batched):
-    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
-    images, inputs, outputs = channels
-    dense = kind(inputs, outputs, 1, tuple(strides[:dimensions]))
-    dense.weight.data.copy_(sparse_weight(outputs, inputs, 0.7, 1).view_as(dense.weight))
-    x = torch.randn(images, inputs, *sizes[:dimensions])
-    if last and dimensions > 1:
-        x = x.to(memory_format=torch.channels_last if dimensions == 2 else torch.channels_last_3d)
-    x = x if batched else x[0]
-    sparse = SparsePointwiseConvolution(dense.weight.flatten(1), dense.bias, False, dense.stride)
-    with torch.no_grad():
-        assert_close(sparse(x), dense(x))
-    assert sparse.weight.equal(dense.weight)
-
-
-@pytest.mark.parametrize("last", [False, True])
-def test_convolution_keeps_the_memory_format(path, last):
-    memory_format = torch.channels_last if last else torch.contiguous_format
-    x = torch.randn(2, 8, 5, 5).contiguous(memory_format=memory_format)
-    sparse = SparsePointwiseConvolution(sparse_weight(6, 8, 0.5, 0), None, False, (1, 1))
-    assert sparse(x).is_contiguous(memory_format=memory_format)
-
-
 @pytest.mark.parametrize("shape", [(0, 8), (3, 0, 8)])
 def test_empty_batches(path, shape):
     sparse = SparseLinear(sparse_weight(6, 8, 0.5, 0), torch.ones(6), False)
@@ -215,11 +182,6 @@ def test_training_and_gradients_are_refused():
         (SparseLinear(torch.eye(4), None, False), torch.ones(2, 5), r"shape \(2, 5\): expected \[..., 4\]"),
         (SparseLinear(torch.eye(4), None, False), torch.ones(2, 4).double(), "its input is torch.float64 on cpu"),
         (SparseLinear(torch.eye(4), None, False).half(), torch.ones(2, 4), "the sparse layer is torch.float16 on cpu"),
-        (
-            SparsePointwiseConvolution(torch.eye(4), None, False, (1, 1)),
-            torch.ones(2, 3, 5, 5),
-            r"shape \(2, 3, 5, 5\): expected \[images, 4, ..., ...\]",
-        ),
     ],
 )
 def test_wrong_inputs_are_named(layer, x, message):

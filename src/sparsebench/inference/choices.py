@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["Choices", "LayerChoice", "Seen", "least_times"]
+__all__ = ["Choices", "Inputs", "LayerChoice", "Seen", "least_times", "take_turns"]
 
 # A sparse layer must take less than this part of the dense one's time: what is nearer is not resolved, and dense is then the
 # safer one.
@@ -92,25 +93,39 @@ class Choices(tuple[LayerChoice, ...]):
         return _aligned(rows)
 
 
-def least_times(ways: Sequence[Callable[[Tensor], Any]], seen: Seen) -> list[float]:
+# Of one call of a layer, all that it got.
+Inputs: TypeAlias = tuple[Seen, ...]
+
+
+def least_times(ways: Sequence[Callable[..., Any]], seen: Inputs) -> list[float]:
     """The least time of each way to compute something, in milliseconds, all taking turns.
 
     What else the machine does makes times longer, never shorter: of many, the least says most about the code.
 
     Args:
-        ways: Functions of a tensor.
-        seen: What kind of tensor.
+        ways: Functions of tensors.
+        seen: What kinds of tensors.
     """
-    x = seen.random()
+    inputs = [one.random() for one in seen]
+    return take_turns([partial(way, *inputs) for way in ways], LEAST_ROUNDS)
+
+
+def take_turns(ways: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+    """The least time of each way to do something, in milliseconds, after one that is not counted.
+
+    Args:
+        ways: Functions without arguments.
+        rounds: At least so many, more while they take little time.
+    """
     for way in ways:
-        way(x)
+        way()
     least, begin = [float("inf")] * len(ways), time.perf_counter()
     for round_ in range(MOST_ROUNDS):
         for index, way in enumerate(ways):
             start = time.perf_counter()
-            way(x)
+            way()
             least[index] = min(least[index], time.perf_counter() - start)
-        if round_ + 1 >= LEAST_ROUNDS and time.perf_counter() - begin > ENOUGH * len(ways):
+        if round_ + 1 >= rounds and time.perf_counter() - begin > ENOUGH * len(ways):
             break
     return [seconds * 1e3 for seconds in least]
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.inference.choices import MARGIN, Choices, LayerChoice, Seen, least_times
-from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Rectified, fold
-from sparsebench.inference.layers import SparseLinear, SparsePointwiseConvolution, SparseWeight
+from sparsebench.inference.choices import MARGIN, Choices, Inputs, LayerChoice, Seen, least_times
+from sparsebench.inference.convolutions import AnyConvolution, SparseConvolution, reason_to_stay_dense
+from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Added, Rectified, fold
+from sparsebench.inference.layers import SparseLinear, SparseWeight
+from sparsebench.inference.whole import choose_memory_format, fastest_whole
 
 __all__ = ["compile_sparse"]
 
 # Layers with inputs of many shapes, as in decoding, are timed on those that are most frequent.
 MOST_SHAPES = 4
+FASTER_DENSE = "the network as a whole is faster without"
 # These read the weights of their parts without calling them.
 _CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -26,10 +30,11 @@ _CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
     """A copy of a finished network whose layers multiply by what is not zero where that is faster, for inference on the CPU.
 
-    Linear layers and convolutions with kernels of one element (without groups and padding) are timed, sparse and dense, on inputs
-    of the shapes and layouts that they get when the network runs on the example, with the threads that torch has now; what is
-    faster by a tenth or more runs sparse. Before that, batch normalization and rectifiers become part of the layer before them
-    where the code of a module can be traced. All other layers stay as they are.
+    Linear layers and convolutions (all but those that `reason_to_stay_dense` names) are timed, sparse and dense, on inputs of
+    the shapes and layouts that they get when the network runs on the example, with the threads that torch has now; what is
+    faster by a tenth or more runs sparse, unless the network as a whole is slower for it. Before that, batch normalization, sums
+    with a residual and rectifiers become part of the layer before them where the code of a module can be traced. All other layers
+    stay as they are.
 
     Args:
         model: Any module with parameters in float32 on the CPU; it is not changed.
@@ -64,6 +69,8 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
             raise SparsebenchError(f"{name} is {parameter.dtype} on {parameter.device}: expected torch.float32 on the CPU")
     with torch.no_grad():
         compiled = _folded_copy(model, example_input)
+        run = partial(_run, example_input=example_input)
+        choose_memory_format(compiled, run)
         calls = _calls(compiled, example_input)
         choices, replacements = [], {}
         for name, module in _candidates(compiled):
@@ -71,8 +78,13 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
             choice, replacement = _choose(known_name, module, calls.get(name))
             choices.append(choice)
             if replacement is not None:
-                replacements[id(module)] = replacement
-        compiled = _with_replacements(compiled, replacements).requires_grad_(False)
+                replacements[module] = replacement
+        if replacements:
+            whole = fastest_whole(compiled, replacements, run)
+            compiled = whole.network
+            if not whole.is_sparse:
+                choices = [choice._replace(sparse=False, reason=choice.reason or FASTER_DENSE) for choice in choices]
+        compiled.requires_grad_(False)
     vars(compiled)["sparse_choices"] = Choices(choices)
     return compiled
 
@@ -105,12 +117,12 @@ def _run(model: nn.Module, example_input: Any) -> Any:
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers that may run sparse, each once; a layer and its rectifier as one."""
+    """Layers that may run sparse, each once; a layer with its sum and its rectifier as one."""
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in inside:
             continue
-        if isinstance(module, Rectified):
+        if isinstance(module, Rectified | Added):
             inside.update(module.modules())
         if isinstance(module, _CLOSED):
             inside.update(module.modules())
@@ -119,20 +131,18 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _layer_of(module: nn.Module) -> nn.Module:
-    return module.layer if isinstance(module, Rectified) else module
+    return _layer_of(module.layer) if isinstance(module, Rectified | Added) else module
 
 
 def _is_supported(layer: nn.Module) -> bool:
     if type(layer) in CONVOLUTIONS:
-        convolution = cast(nn.Conv2d, layer)
-        unpadded = isinstance(convolution.padding, str) or set(convolution.padding) == {0}
-        return set(convolution.kernel_size) == {1} and convolution.groups == 1 and unpadded
+        return not reason_to_stay_dense(cast(AnyConvolution, layer))
     return type(layer) is nn.Linear
 
 
-def _calls(model: nn.Module, example_input: Any) -> dict[str, Counter[Seen]]:
+def _calls(model: nn.Module, example_input: Any) -> dict[str, Counter[Inputs]]:
     """What kinds of inputs each candidate gets, and how often, in one run of the example."""
-    calls: dict[str, Counter[Seen]] = {}
+    calls: dict[str, Counter[Inputs]] = {}
     handles = []
     for name, module in _candidates(model):
         handles.append(module.register_forward_pre_hook(_recorder(calls.setdefault(name, Counter()))))
@@ -144,15 +154,17 @@ def _calls(model: nn.Module, example_input: Any) -> dict[str, Counter[Seen]]:
     return calls
 
 
-def _recorder(seen: Counter[Seen]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+def _recorder(seen: Counter[Inputs]) -> Callable[[nn.Module, tuple[Any, ...]], None]:
     def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if len(inputs) == 1 and isinstance(inputs[0], Tensor):
-            seen[Seen.of(inputs[0])] += 1
+        if inputs and all(isinstance(value, Tensor) for value in inputs):
+            seen[tuple(map(Seen.of, inputs))] += 1
 
     return record
 
 
-def _choose(name: str, module: nn.Module, seen: Counter[Seen] | None) -> tuple[LayerChoice, SparseWeight | None]:
+def _choose(
+    name: str, module: nn.Module, seen: Counter[Inputs] | None
+) -> tuple[LayerChoice, SparseWeight | SparseConvolution | None]:
     weight = cast(Tensor, _layer_of(module).weight)
     zeros = 1 - int(weight.count_nonzero()) / max(1, weight.numel())
     reason = "no zeros" if zeros == 0 else "not called by the example" if not seen else ""
@@ -164,23 +176,12 @@ def _choose(name: str, module: nn.Module, seen: Counter[Seen] | None) -> tuple[L
         times = least_times((module, sparse), kind)
         dense_ms, sparse_ms = dense_ms + count * times[0], sparse_ms + count * times[1]
     faster = sparse_ms <= MARGIN * dense_ms
-    shapes = tuple(kind.shape for kind, _ in frequent)
+    shapes = tuple(kind[0].shape for kind, _ in frequent)
     return LayerChoice(name, faster, weight.numel(), zeros, shapes, dense_ms, sparse_ms, ""), sparse if faster else None
 
 
-def _sparse(module: nn.Module) -> SparseWeight:
+def _sparse(module: nn.Module) -> SparseWeight | SparseConvolution:
     layer, rectify = _layer_of(module), isinstance(module, Rectified)
-    weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
     if isinstance(layer, nn.Linear):
-        return SparseLinear(weight, bias, rectify)
-    stride = cast(nn.Conv2d, layer).stride
-    return SparsePointwiseConvolution(weight.flatten(1), bias, rectify, stride)
-
-
-def _with_replacements(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:
-    """The model with modules replaced wherever they are, by their identity."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if id(child) in replacements:
-                parent._modules[name] = replacements[id(child)]
-    return replacements.get(id(model), model)
+        return SparseLinear(layer.weight, layer.bias, rectify)
+    return SparseConvolution(cast(AnyConvolution, layer), rectify)

@@ -147,7 +147,7 @@ static void NAME(run_panel)(const struct product *p, int64_t panel, int64_t part
                 memset(packed + f * pitch + count, 0, (size_t)(pitch - count) * sizeof(float));
     }
 
-    int64_t row = first_row(p, part, work->parts), end = first_row(p, part + 1, work->parts);
+    int64_t row = first_row(p->starts, p->rows, part, work->parts), end = first_row(p->starts, p->rows, part + 1, work->parts);
     if (p->y_layout.position == 1 && same == pitch) {
         NAME(sum_rows)(p, row, end, source, pitch, y[0] + row * p->y_layout.feature, p->y_layout.feature, vectors);
         return;

@@ -1,22 +1,63 @@
-"""Batch normalization and rectifiers made part of the layer before them, where a module's code is simple enough to see it."""
+"""Batch normalization, sums and rectifiers made part of the layer before them, where a module's code is simple enough."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any, cast
+import operator
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-__all__ = ["CONVOLUTIONS", "TRACED", "Rectified", "Traced", "fold"]
+__all__ = ["CONVOLUTIONS", "TRACED", "Added", "Arrangement", "Rectified", "Traced", "fold"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Under this name a `Traced` holds what it runs; no part of the names that users know.
 TRACED = "_traced"
 _NORMALIZATIONS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _RECTIFIERS = (F.relu, F.relu_, torch.relu, torch.relu_)
+_OPERATORS_IN_PLACE = {
+    getattr(operator, name) for name in dir(operator) if name.startswith("i") and hasattr(operator, f"__{name}__")
+}
+_SUMS, _SUMS_IN_PLACE = (operator.add, torch.add, "add"), (operator.iadd, "add_")
+
+
+class Added(nn.Module):
+    """A convolution and the sum of what it gives with something else.
+
+    Args:
+        layer: Any module whose output nothing else reads.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from sparsebench.inference.folding import Added
+        >>> Added(nn.Hardtanh())(torch.tensor([-1.0, 2.0]), torch.tensor([10.0, 20.0]))
+        tensor([ 9., 21.])
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's, for code that reads it."""
+        return cast(Tensor, self.layer.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's."""
+        return cast("Tensor | None", self.layer.bias)
+
+    def forward(self, x: Tensor, added: Any) -> Tensor:
+        """The layer's output plus `added`, a tensor or a number."""
+        out = cast(Tensor, self.layer(x))
+        if isinstance(added, Tensor) and (added.shape, added.dtype) == (out.shape, out.dtype):
+            return out.add_(added)
+        return cast(Tensor, out + added)
 
 
 class Rectified(nn.Module):
@@ -47,9 +88,24 @@ class Rectified(nn.Module):
         """The layer's."""
         return cast("Tensor | None", self.layer.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *inputs: Any) -> Tensor:
         """The layer's output without what is negative."""
-        return torch.relu(self.layer(x))
+        return torch.relu_(self.layer(*inputs))
+
+
+class Arrangement(NamedTuple):
+    """How a traced network gets its input.
+
+    Attributes:
+        channels_last: Whether images, in four dimensions, are turned to this memory format.
+        rows: How many examples at a time, for smaller activations that stay in the caches; None for all at once. For networks
+            that compute each by itself.
+        dimensions: Of an input that has examples in its rows.
+    """
+
+    channels_last: bool = False
+    rows: int | None = None
+    dimensions: int = 0
 
 
 class Traced(nn.Module):
@@ -58,22 +114,38 @@ class Traced(nn.Module):
     Args:
         network: What tracing made; by itself it would lose attributes when it is copied.
         original: The module that was traced.
+
+    Attributes:
+        arrangement: How the input is handed to the network.
     """
+
+    arrangement: Arrangement
 
     def __init__(self, network: fx.GraphModule, original: nn.Module) -> None:
         super().__init__()
-        own = {*dir(nn.Module), *vars(self)}
+        own = {*dir(nn.Module), *vars(self), "arrangement"}
         for name in dir(original):
             if not name.startswith("_") and name not in own and name not in original._modules:
                 value = getattr(original, name)
                 if not callable(value) and not isinstance(value, Tensor):
                     vars(self)[name] = value
+        self.arrangement = Arrangement()
         self.add_module(TRACED, network)
         self.train(original.training)
 
     def forward(self, x: Any) -> Any:
         """What the module computes."""
-        return self._modules[TRACED](x)  # type: ignore[misc]
+        network, arrangement = cast(fx.GraphModule, self._modules[TRACED]), self.arrangement
+        if arrangement.channels_last and x.dim() == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if arrangement.rows is None or x.dim() != arrangement.dimensions or len(x) <= arrangement.rows:
+            return network(x)
+        return torch.cat([network(rows) for rows in x.split(arrangement.rows)])
+
+    def extra_repr(self) -> str:
+        """The arrangement, where there is something to say."""
+        rows = [] if self.arrangement.rows is None else [f"{self.arrangement.rows} at a time"]
+        return ", ".join(["channels_last"] * self.arrangement.channels_last + rows)
 
     def __getattr__(self, name: str) -> Any:
         # The parts of the original are those of the network; how to copy it (__deepcopy__) is not. Without any parts yet, this
@@ -89,8 +161,8 @@ def fold(model: nn.Module) -> nn.Module:
 
     The code of modules that take one argument and have no public methods but `forward` is traced (torch.fx); where tracing
     fails or a module is of another kind, its parts are tried one by one. In what was traced, batch normalization after a
-    convolution or linear layer becomes part of its weights, and a rectifier part of a `Rectified`. The modules around stay as
-    they are.
+    convolution or linear layer becomes part of its weights, the sum of a convolution with something else part of an `Added`, and
+    a rectifier part of a `Rectified`. The modules around stay as they are.
 
     Args:
         model: In evaluation mode; its parts are changed in place.
@@ -141,7 +213,9 @@ def _fold_traced(model: nn.Module) -> fx.GraphModule | None:
     for node in list(traced.graph.nodes):
         if node.op == "call_module":
             changed += _fold_normalization(traced, node)
-            changed += _fold_rectifier(traced, node)
+            summed = _fold_sum(traced, node)
+            changed += summed is not node
+            changed += _fold_rectifier(traced, summed)
     if not changed:
         return None
     traced.delete_all_unused_submodules()
@@ -167,9 +241,49 @@ def _fold_normalization(traced: fx.GraphModule, node: fx.Node) -> bool:
     return True
 
 
+def _fold_sum(traced: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """The node that computes layer and sum, in the place of the sum; `node` itself where there is none."""
+    layer, after = traced.get_submodule(str(node.target)), _only_reader(node)
+    if type(layer) not in CONVOLUTIONS or after is None or not _is_used_once(traced, node):
+        return node
+    if after.kwargs or len(after.args) != 2 or len(node.args) != 1 or node.kwargs:
+        return node
+    left, right = after.args
+    is_sum = after.target in _SUMS or (after.target in _SUMS_IN_PLACE and left is node)
+    if not is_sum or not isinstance(left, fx.Node) or not isinstance(right, fx.Node) or left is right:
+        return node
+    if _is_written_between(traced, node, after):
+        return node
+    parent, _, name = str(node.target).rpartition(".")
+    setattr(traced.get_submodule(parent), name, Added(layer).eval())
+    with traced.graph.inserting_before(after):
+        summed = traced.graph.call_module(str(node.target), (node.args[0], right if left is node else left))
+    after.replace_all_uses_with(summed)
+    traced.graph.erase_node(after)
+    traced.graph.erase_node(node)
+    return summed
+
+
+def _is_written_between(traced: fx.GraphModule, node: fx.Node, after: fx.Node) -> bool:
+    """Whether something between two nodes may write to a tensor, and so to what the first reads."""
+    between = node.next
+    while between is not after:
+        name = getattr(between.target, "__name__", str(between.target))
+        if between.op == "call_module":
+            if getattr(traced.get_submodule(str(between.target)), "inplace", False):
+                return True
+        elif between.op in ("call_function", "call_method"):
+            in_place = between.kwargs.get("inplace") is True or any(argument is True for argument in between.args)
+            in_place = in_place or "out" in between.kwargs
+            if in_place or name.endswith("_") or name == "setitem" or between.target in _OPERATORS_IN_PLACE:
+                return True
+        between = between.next
+    return False
+
+
 def _fold_rectifier(traced: fx.GraphModule, node: fx.Node) -> bool:
     layer, after = traced.get_submodule(str(node.target)), _only_reader(node)
-    if type(layer) not in (*CONVOLUTIONS, nn.Linear) or after is None or not _is_used_once(traced, node):
+    if type(layer) not in (*CONVOLUTIONS, nn.Linear, Added) or after is None or not _is_used_once(traced, node):
         return False
     if not _is_rectifier(traced, after):
         return False

@@ -66,19 +66,19 @@ struct work {
 INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Part `part` of the rows, such that all parts have about as many entries. */
-static int64_t first_row(const struct product *p, int64_t part, int64_t parts)
+static int64_t first_row(const int32_t *starts, int64_t rows, int64_t part, int64_t parts)
 {
     if (part <= 0) return 0;
-    if (part >= parts) return p->rows;
+    if (part >= parts) return rows;
     /* A row costs about as much as four entries besides its own. */
-    int64_t all = p->starts[p->rows] + 4 * p->rows, wanted = all * part / parts, low = 0, high = p->rows;
+    int64_t all = starts[rows] + 4 * rows, wanted = all * part / parts, low = 0, high = rows;
     while (low < high) {
         int64_t middle = (low + high) / 2;
-        if (p->starts[middle] + 4 * middle < wanted) low = middle + 1;
+        if (starts[middle] + 4 * middle < wanted) low = middle + 1;
         else high = middle;
     }
     /* Whole blocks, so that no two threads write to one line of the cache. */
-    return at_most((low + ROW_BLOCK - 1) / ROW_BLOCK * ROW_BLOCK, p->rows);
+    return at_most((low + ROW_BLOCK - 1) / ROW_BLOCK * ROW_BLOCK, rows);
 }
 
 /* Scratch memory stays with its thread: new memory for every call would cost page faults. */
@@ -138,9 +138,9 @@ static void take_tasks(void *argument)
 static void run_vector(const struct product *p, int64_t panel, int64_t part, const struct work *work, float *scratch)
 {
     (void)panel, (void)scratch;
-    int64_t end = first_row(p, part + 1, work->parts);
+    int64_t end = first_row(p->starts, p->rows, part + 1, work->parts);
     const float *x = p->x;
-    for (int64_t row = first_row(p, part, work->parts); row < end; ++row) {
+    for (int64_t row = first_row(p->starts, p->rows, part, work->parts); row < end; ++row) {
         float sums[4] = {0, 0, 0, 0};
         int32_t j = p->starts[row], last = p->starts[row + 1];
         for (; j + 4 <= last; j += 4)
@@ -153,6 +153,8 @@ static void run_vector(const struct product *p, int64_t panel, int64_t part, con
     }
 }
 
+#include "convolution.h"
+
 /* The same code for each instruction set. Registers decide how many vectors of a row are summed at a time. */
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -161,6 +163,7 @@ static void run_vector(const struct product *p, int64_t panel, int64_t part, con
 #define SUFFIX _generic
 #define WIDTH 4
 #include "csr_panel.h"
+#include "convolution_panel.h"
 #undef SUFFIX
 #undef WIDTH
 
@@ -176,6 +179,7 @@ static void run_vector(const struct product *p, int64_t panel, int64_t part, con
 #define SUFFIX _avx2
 #define WIDTH 8
 #include "csr_panel.h"
+#include "convolution_panel.h"
 #undef SUFFIX
 #undef WIDTH
 #if defined(__clang__)
@@ -189,6 +193,7 @@ static void run_vector(const struct product *p, int64_t panel, int64_t part, con
 #define SUFFIX _avx512
 #define WIDTH 16
 #include "csr_panel.h"
+#include "convolution_panel.h"
 #undef SUFFIX
 #undef WIDTH
 #if defined(__clang__)
@@ -199,7 +204,7 @@ static void run_vector(const struct product *p, int64_t panel, int64_t part, con
 #endif
 
 /* Of the functions' arguments: a library that was built from another revision must not be called. */
-int sparsebench_kernels_revision(void) { return 1; }
+int sparsebench_kernels_revision(void) { return 2; }
 
 enum { GENERIC, AVX2, AVX512 };
 static const int64_t widths[] = {4, 8, 16};
@@ -260,3 +265,5 @@ int sparsebench_csr_product(const struct product *p, int instruction_set, int th
     else take_tasks(&work);
     return work.failed;
 }
+
+#include "convolution_call.h"

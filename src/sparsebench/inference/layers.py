@@ -8,7 +8,27 @@ from torch import Tensor, nn
 from sparsebench.errors import SparsebenchError
 from sparsebench.inference.compressed_rows import CompressedRows
 
-__all__ = ["SparseLinear", "SparsePointwiseConvolution", "SparseWeight"]
+__all__ = ["SparseLinear", "SparseWeight", "require_inference"]
+
+
+def require_inference(layer: nn.Module, x: Tensor, values: Tensor) -> None:
+    """Check that a layer is asked for what it can do.
+
+    Args:
+        layer: With a weight without its zeros.
+        x: An input of it.
+        values: What is left of the weight.
+
+    Raises:
+        SparsebenchError: The layer is in training mode, gradients are asked for, or `x` or `values` are not float32 on the CPU.
+    """
+    if layer.training:
+        raise SparsebenchError("a sparse layer cannot be trained: call model.eval(), or train the model it was compiled from")
+    if x.requires_grad and torch.is_grad_enabled():
+        raise SparsebenchError("a sparse layer gives no gradients: call it under torch.no_grad() or torch.inference_mode()")
+    for name, tensor in (("its input", x), ("the sparse layer", values)):
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            raise SparsebenchError(f"{name} is {tensor.dtype} on {tensor.device}: expected torch.float32 on the CPU")
 
 
 class SparseWeight(nn.Module):
@@ -48,13 +68,7 @@ class SparseWeight(nn.Module):
             SparsebenchError: The layer is in training mode, gradients are asked for, or `x` or the layer is not float32 on
                 the CPU.
         """
-        if self.training:
-            raise SparsebenchError("a sparse layer cannot be trained: call model.eval(), or train the model it was compiled from")
-        if x.requires_grad and torch.is_grad_enabled():
-            raise SparsebenchError("a sparse layer gives no gradients: call it under torch.no_grad() or torch.inference_mode()")
-        for name, tensor in (("its input", x), ("the sparse layer", self.values)):
-            if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
-                raise SparsebenchError(f"{name} is {tensor.dtype} on {tensor.device}: expected torch.float32 on the CPU")
+        require_inference(self, x, self.values)
         self.rows.multiply(x, out, self.bias, self.rectify)
 
     def extra_repr(self) -> str:
@@ -98,56 +112,3 @@ class SparseLinear(SparseWeight):
         out = torch.empty(len(flat), self.outputs)
         self.multiply(flat.t().unsqueeze(0), out.t().unsqueeze(0))
         return out.view(*x.shape[:-1], self.outputs)
-
-
-class SparsePointwiseConvolution(SparseWeight):
-    """A convolution with a kernel of one element in one to three dimensions, multiplying by what is not zero alone.
-
-    Args:
-        weight: float32 [outputs, inputs] on the CPU.
-        bias: float32 [outputs].
-        rectify: Whether negative results become zero.
-        stride: In each dimension.
-
-    Example:
-        >>> import torch
-        >>> from sparsebench.inference.layers import SparsePointwiseConvolution
-        >>> layer = SparsePointwiseConvolution(torch.tensor([[0.0, 2.0]]), bias=None, rectify=False, stride=(1, 2))
-        >>> layer(torch.arange(8.0).view(1, 2, 1, 4))
-        tensor([[[[ 8., 12.]]]])
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None, rectify: bool, stride: tuple[int, ...]) -> None:
-        super().__init__(weight, bias, rectify)
-        self.stride = stride
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight [outputs, inputs, 1, ...] with its zeros, made anew at every access: changing it changes nothing here."""
-        return self.rows.dense().reshape(self.outputs, self.inputs, *(1 for _ in self.stride))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[images, inputs, ...] to [images, outputs, ...] in the same memory format; both may be without the first dimension.
-
-        Raises:
-            SparsebenchError: As for `multiply`, or `x` has another number of dimensions or inputs.
-        """
-        dimensions = len(self.stride)
-        if x.dim() == dimensions + 1:
-            return self.forward(x.unsqueeze(0)).squeeze(0)
-        if x.dim() != dimensions + 2 or x.shape[1] != self.inputs:
-            expected = f"[images, {self.inputs}, {', '.join('...' for _ in self.stride)}]"
-            raise SparsebenchError(f"a sparse convolution got an input of shape {tuple(x.shape)}: expected {expected}")
-        for dimension, stride in enumerate(self.stride, 2):
-            if stride > 1:
-                x = x[(slice(None),) * dimension + (slice(None, None, stride),)]
-        if x.stride(1) == 1 and x.shape[2:].numel() > 1:
-            out = torch.empty(len(x), *x.shape[2:], self.outputs).movedim(-1, 1)
-        else:
-            out = torch.empty(len(x), self.outputs, *x.shape[2:])
-        self.multiply(x.flatten(2), out.flatten(2))
-        return out
-
-    def extra_repr(self) -> str:
-        """Sizes and stride, as the layers of torch print theirs."""
-        return f"{super().extra_repr()}, stride={self.stride}"

@@ -19,8 +19,11 @@ from sparsebench.errors import SparsebenchError
 __all__ = [
     "INSTRUCTION_SETS",
     "VARIABLE",
+    "Axis",
+    "Convolution",
     "Kernels",
     "Layout",
+    "Planes",
     "Product",
     "installed_library",
     "kernel_path",
@@ -33,7 +36,7 @@ __all__ = [
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 FALLBACK = "torch"
 # As in kernels.c.
-REVISION = 1
+REVISION = 2
 VARIABLE = "SPARSEBENCH_KERNELS"
 
 
@@ -63,6 +66,40 @@ class Product(ctypes.Structure):
     )
 
 
+class Planes(ctypes.Structure):
+    """`struct planes` of convolution.h: distances in elements."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("image", "channel", "row", "column"))
+
+
+class Axis(ctypes.Structure):
+    """`struct axis` of convolution.h: one dimension of the images and of the kernel."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("before", "after", "kernel", "stride", "padding", "dilation"))
+
+
+class Convolution(ctypes.Structure):
+    """`struct convolution` of convolution.h: one sparse convolution with all that it reads and writes."""
+
+    _fields_ = (
+        ("outputs", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("starts", ctypes.c_void_p),
+        ("entries", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("rectify", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("added", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("x_planes", Planes),
+        ("y_planes", Planes),
+        ("images", ctypes.c_int64),
+        ("rows", Axis),
+        ("columns", Axis),
+    )
+
+
 class Kernels:
     """The loaded library, on one instruction set.
 
@@ -76,6 +113,8 @@ class Kernels:
         self._number = INSTRUCTION_SETS.index(instruction_set)
         self._product = library.sparsebench_csr_product
         self._product.argtypes = (ctypes.POINTER(Product), ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
+        self._convolution = library.sparsebench_convolution
+        self._convolution.argtypes = (ctypes.POINTER(Convolution), ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
         self._parallel = _torch_parallel()
 
     @property
@@ -91,6 +130,15 @@ class Kernels:
         """
         if self._product(ctypes.byref(product), self._number, torch.get_num_threads(), self._parallel) != 0:
             raise MemoryError("no memory for a panel of a sparse product")
+
+    def convolve(self, convolution: Convolution) -> None:
+        """Write `convolution.y`, with at most `torch.get_num_threads()` threads.
+
+        Raises:
+            MemoryError: As for `multiply`.
+        """
+        if self._convolution(ctypes.byref(convolution), self._number, torch.get_num_threads(), self._parallel) != 0:
+            raise MemoryError("no memory for a panel of a sparse convolution")
 
 
 def kernel_path() -> str:

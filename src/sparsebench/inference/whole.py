@@ -1,0 +1,134 @@
+"""The whole network measured: memory format, sparse layers or none, all examples at once or a few at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sparsebench.inference.choices import Seen, take_turns
+from sparsebench.inference.folding import TRACED, Arrangement, Traced
+from sparsebench.inference.independence import examples_are_independent
+
+__all__ = ["Whole", "choose_memory_format", "fastest_whole"]
+
+# Rounds of each way, at least: a whole network takes long.
+ROUNDS = 3
+# Examples at a time: the activations of a few images are often as large as a cache.
+PARTS = (1, 4, 16)
+
+Run = Callable[[nn.Module], Any]
+
+
+class Whole(NamedTuple):
+    """A network as it is fastest.
+
+    Attributes:
+        network: With some of its layers replaced, or with none.
+        is_sparse: Whether they are.
+    """
+
+    network: nn.Module
+    is_sparse: bool
+
+
+def choose_memory_format(network: nn.Module, run: Run) -> None:
+    """Let a network of two-dimensional convolutions turn its images to channels_last where it is faster for that.
+
+    Nothing is changed where the network was not traced, or gets something else than contiguous images. Sparse layers take both
+    formats as they come: it is those that stay dense for which it matters.
+
+    Args:
+        network: In evaluation mode.
+        run: Runs a network on the example.
+    """
+    images = _input(network, run)
+    if images is None or len(images.shape) != 4 or not any(type(module) is nn.Conv2d for module in network.modules()):
+        return
+    if not images.random().is_contiguous() or images.shape[1] == 1:
+        return
+    assert isinstance(network, Traced)
+    last, first = network.arrangement._replace(channels_last=True), network.arrangement
+    times = take_turns([partial(_run_arranged, network, arrangement, run) for arrangement in (last, first)], ROUNDS)
+    network.arrangement = last if times[0] < times[1] else first
+
+
+def fastest_whole(network: nn.Module, sparse: Mapping[nn.Module, nn.Module], run: Run) -> Whole:
+    """The network with some layers replaced by sparse ones, or without where that is faster.
+
+    What is faster by itself need not be so between other layers, which leave other things in the caches. Where examples are
+    independent of each other, and the network was traced, the batch is also tried in parts.
+
+    Args:
+        network: In evaluation mode.
+        sparse: Layers of the network, and what each is to be replaced by.
+        run: Runs a network on the example.
+    """
+    replaced = _with_replacements(network, sparse)
+    ways: list[Callable[[], Any]] = [partial(run, network), partial(run, replaced)]
+    arrangements = _arrangements(replaced, run)
+    if isinstance(replaced, Traced):
+        ways[1:] = [partial(_run_arranged, replaced, arrangement, run) for arrangement in arrangements]
+    times = take_turns(ways, ROUNDS)
+    best = min(range(len(ways)), key=times.__getitem__)
+    if best == 0:
+        return Whole(network, False)
+    if isinstance(replaced, Traced):
+        replaced.arrangement = arrangements[best - 1]
+    return Whole(replaced, True)
+
+
+def _run_arranged(network: Traced, arrangement: Arrangement, run: Run) -> Any:
+    network.arrangement = arrangement
+    return run(network)
+
+
+def _with_replacements(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """A copy that shares all tensors, with some layers replaced wherever they are."""
+    known: dict[int, Any] = {id(old): new for old, new in replacements.items()}
+    known |= {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, known)
+
+
+def _arrangements(network: nn.Module, run: Run) -> list[Arrangement]:
+    """Ways to run a traced network that give the same, as it is first."""
+    batch = _input(network, run)
+    if batch is None or not isinstance(network, Traced):
+        return [network.arrangement] if isinstance(network, Traced) else []
+    found = [network.arrangement]
+    # Without pixels, a few rows are too little work for a matrix product.
+    if len(batch.shape) < 3 or not examples_are_independent(network.get_submodule(TRACED)):  # type: ignore[arg-type]
+        return found
+    expected = run(network)
+    for rows in PARTS:
+        if rows < batch.shape[0]:
+            arrangement = found[0]._replace(dimensions=len(batch.shape), rows=rows)
+            try:
+                torch.testing.assert_close(
+                    _run_arranged(network, arrangement, run), expected, rtol=1e-3, atol=1e-3, equal_nan=True
+                )
+            except Exception:
+                continue
+            found.append(arrangement)
+    return found
+
+
+def _input(network: nn.Module, run: Run) -> Seen | None:
+    """What a traced network gets from the example; None where it was not traced or gets several kinds of input."""
+    if not isinstance(network, Traced):
+        return None
+    seen: set[Seen] = set()
+
+    def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.add(Seen.of(inputs[0]) if len(inputs) == 1 and isinstance(inputs[0], Tensor) else Seen((), ()))
+
+    handle = network.register_forward_pre_hook(record)
+    try:
+        run(network)
+    finally:
+        handle.remove()
+    return seen.pop() if len(seen) == 1 else None
