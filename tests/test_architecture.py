@@ -29,7 +29,17 @@ ALLOWED: dict[str, set[str]] = {
     "studies": BASE | {"atomic", "sparsifiers", "workloads", "records", "training"},
     "terminal": {"errors", "records", "analysis", "training", "studies"},
     "environment_options": set(),
-    "study_commands": {"errors", "terminal", "environment_options", "records", "analysis", "training", "studies"},
+    "execution_options": {"errors", "records", "studies"},
+    "study_commands": {
+        "errors",
+        "terminal",
+        "environment_options",
+        "execution_options",
+        "records",
+        "analysis",
+        "training",
+        "studies",
+    },
     "network_commands": {"terminal", "environment_options", "deployment"},
     "cli": BASE
     | {

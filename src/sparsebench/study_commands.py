@@ -9,6 +9,7 @@ import typer
 
 from sparsebench import terminal
 from sparsebench.environment_options import Data, Device
+from sparsebench.execution_options import Gpus, Ray, Slurm, SlurmCluster, SlurmSettings, make_executor
 
 if TYPE_CHECKING:
     from sparsebench.studies.study_file import Study
@@ -37,6 +38,7 @@ def study_plan(
     out: StudyOut = None,
     only: Only = None,
     shard: Shard = None,
+    limit: Annotated[int | None, typer.Option(help="The first runs to do of each workload, at most N.", metavar="N")] = None,
     calibrate: Annotated[
         bool,
         typer.Option(
@@ -60,13 +62,13 @@ def study_plan(
     from sparsebench.studies.study_file import GRID
     from sparsebench.studies.study_runs import StudyRuns
 
-    selection = Selection(tuple(only or ()), shard)
+    selection = Selection(tuple(only or ()), shard, limit)
     for one, directory in _each_with_folder(study, workload, out):
         runs = StudyRuns(one, directory, plan_runs(one))
         while runs.plan_further():
             pass
         selection.check(runs.planned, complete=not runs.unplanned and not runs.unproposed)
-        chosen = selection.choose(runs.planned)
+        chosen = selection.of_folder(selection.choose(runs.planned), directory)
         samples = sample_runs(chosen) if calibrate else {}
         forecasts = forecast_runs(chosen, directory, samples)
         unplanned = runs.unplanned
@@ -105,23 +107,35 @@ def study_run(
     shared_disk: Annotated[
         bool, typer.Option("--shared-disk", help="Other machines work in the same results folder, all of them with this option.")
     ] = False,
+    slurm: Slurm = None,
+    slurm_settings: SlurmSettings = None,
+    slurm_cluster: SlurmCluster = "slurm",
+    ray: Ray = None,
+    gpus: Gpus = None,
 ) -> None:
-    """Run all that a study has not run yet, in parallel.
+    """Run all that a study has not run yet, in parallel: on this machine, or with --slurm or --ray on a cluster.
 
     Example: sparsebench study run quickstart --out runs/quickstart
 
     Stop it whenever you like: the same command goes on, and runs nothing that is done. Two at once share the work.
     """
-    from sparsebench.records.claims import Locks
-    from sparsebench.records.leases import Leases
-    from sparsebench.studies.executors.local import LocalProcesses
     from sparsebench.studies.plan import plan_runs
     from sparsebench.studies.run_study import run_study
     from sparsebench.studies.selection import Selection
 
     selection = Selection(tuple(only or ()), shard, limit)
-    claims = Leases() if shared_disk else Locks()
-    executor = LocalProcesses(workers, checkpoint_seconds, run_timeout, claims, processes_per_run)
+    executor = make_executor(
+        workers=workers,
+        checkpoint_seconds=checkpoint_seconds,
+        run_timeout=run_timeout,
+        shared_disk=shared_disk,
+        processes_per_run=processes_per_run,
+        slurm=slurm,
+        slurm_settings=slurm_settings or (),
+        slurm_cluster=slurm_cluster,
+        ray=ray,
+        gpus=gpus,
+    )
     failed = False
     chosen = _each_with_folder(study, workload, out)
     for later, _ in chosen[1:]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.records.run_folder import RunFolder
 from sparsebench.registry import nearest
 from sparsebench.sparsifiers.registry import METHODS
 from sparsebench.training.config import RunConfig, method_parameters
@@ -70,6 +72,13 @@ class Selection:
     def within_limit(self, configs: Sequence[RunConfig], trained: int) -> list[RunConfig]:
         """The first of these, so that with those that were trained there are no more than the limit."""
         return list(configs if self.limit is None else configs[: max(self.limit - trained, 0)])
+
+    def of_folder(self, configs: Sequence[RunConfig], directory: Path) -> list[RunConfig]:
+        """With a limit, those of these that a call would train in a results folder as it is now; all where there is none."""
+        if self.limit is None:
+            return list(configs)
+        waiting = ("new", "started")
+        return self.within_limit([one for one in configs if RunFolder.of(directory, one.run_id).status() in waiting], 0)
 
     def check(self, configs: Sequence[RunConfig], complete: bool) -> None:
         """Find a condition that no run meets.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sparsebench.atomic import atomic_file, make_directory
 from sparsebench.errors import SparsebenchError
@@ -18,7 +18,10 @@ from sparsebench.studies.executors.executor import NO_PAUSES, Done, Outcome, end
 from sparsebench.studies.executors.local import LocalProcesses
 from sparsebench.training.config import RunConfig
 
-__all__ = ["SlurmJobs"]
+__all__ = ["CLUSTERS", "Cluster", "SlurmJobs"]
+
+Cluster = Literal["slurm", "local", "debug"]
+CLUSTERS: tuple[Cluster, ...] = get_args(Cluster)
 
 LOOK_SECONDS = 1.0
 MOST_ARRAYS = 3  # in a row that end without having ended a run
@@ -50,7 +53,7 @@ class SlurmJobs:
     checkpoint_seconds: float = 60.0
     run_timeout: float | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    cluster: Literal["slurm", "local", "debug"] = "slurm"
+    cluster: Cluster = "slurm"
     claims: Claims = field(default_factory=Leases)
     processes_per_run: int = 1
 
