@@ -30,6 +30,7 @@ from torch import nn
 
 from sparsebench.inference import compile_sparse, kernel_path
 from sparsebench.inference.layers import SparseLinear, SparsePointwiseConvolution
+from sparsebench.training.start_up import set_up_process
 
 SPARSITIES = [0.5, 0.8, 0.9, 0.95, 0.98]
 LINEAR = [(1024, 1024), (512, 2048), (2048, 512)]
@@ -200,6 +201,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     chosen = parse(arguments)
+    set_up_process()
     torch.manual_seed(0)
     torch.set_num_threads(chosen.threads)
     packages = ["torch", *(package for package, _ in RUNTIMES.values() if find_spec(package))]

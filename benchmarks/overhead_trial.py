@@ -22,6 +22,7 @@ from networks import NETWORKS, Network
 import sparsebench
 from sparsebench import Sparsifier
 from sparsebench.storage import save_compressed
+from sparsebench.training.start_up import set_up_process
 
 SPARSITY = 0.9
 # Masks move in every fourth step, so that steps with and without an update are timed in the same run, and the median step is one
@@ -180,11 +181,12 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
+    set_up_process()  # not where memory is measured: driving.py has set the allocator then
     network, methods = NETWORKS[arguments.network], arguments.method or list(METHODS)
     if arguments.section == "steps":
         measured = time_steps(network, methods, arguments.repetitions, arguments.seconds)
     elif arguments.section in ("update", "update-memory"):
-        # The same twice: times with the default allocator, memory with one that gives back at once (driving.py).
+        # The same twice: times with memory retained, memory with an allocator that gives back at once (driving.py).
         measured = time_update(network, methods[0], arguments.repetitions)
     elif arguments.section == "memory":
         measured = peak_memory(network, methods[0])

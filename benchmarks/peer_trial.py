@@ -29,6 +29,8 @@ import torch
 from measuring import PeakMemory, Training, elapsed, interleaved, ratios, saved_bytes, spread
 from networks import NETWORKS, Network, loss_of
 
+from sparsebench.training.start_up import set_up_process
+
 SPARSITY = 0.9
 
 
@@ -178,6 +180,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
+    set_up_process()  # alike for all packages; not where memory is measured: driving.py has set the allocator then
     network = NETWORKS[arguments.network]
     package = load_adapter(arguments.package)
     found: dict[str, Any]

@@ -15,6 +15,7 @@ from sparsebench.records.run_folder import RunFolder  # noqa: E402
 from sparsebench.studies.executors.local import LocalProcesses  # noqa: E402
 from sparsebench.training.config import RunConfig, resolve  # noqa: E402
 from sparsebench.training.run import train  # noqa: E402
+from sparsebench.training.start_up import set_up_process  # noqa: E402
 
 
 def configurations(runs: int, threads: int) -> list[RunConfig]:
@@ -28,6 +29,7 @@ def main(way: str, processes: int, runs: int, directory: Path) -> dict[str, floa
     configs = configurations(runs, processes if way == "loop" else 1)
     ends: list[tuple[float, str]] = []
     if way == "loop":
+        set_up_process()  # as the processes of a study do
         for config in configs:
             train(config, RunFolder.of(directory, config.run_id))
             ends.append((time.perf_counter(), config.run_id))

@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "registry": {"errors"},
     "sparsifiers": BASE,
-    "workloads": BASE,
+    "workloads": BASE | {"atomic"},
     "accounting": BASE,
     "atomic": {"errors"},
     "storage": {"errors", "atomic"},
@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "studies": BASE | {"atomic", "sparsifiers", "workloads", "records", "training"},
     "terminal": {"errors", "records", "analysis", "training", "studies"},
     "environment_options": set(),
-    "study_commands": {"errors", "terminal", "environment_options", "records", "analysis", "studies"},
+    "study_commands": {"errors", "terminal", "environment_options", "records", "analysis", "training", "studies"},
     "cli": BASE
     | {
         "terminal",

@@ -80,6 +80,9 @@ def train(
     The same command again goes on where an interrupted run stopped; a finished run is not trained twice. In several processes:
     torchrun --nproc-per-node 2 -m sparsebench train ...
     """
+    from sparsebench.training.start_up import set_up_process
+
+    set_up_process()  # before torch is loaded
     from sparsebench.sparsifiers.registry import METHODS
     from sparsebench.training.config import method_parameters, resolve
     from sparsebench.training.devices import devices

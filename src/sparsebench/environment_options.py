@@ -40,7 +40,7 @@ Device = Annotated[
         "--device",
         envvar="SPARSEBENCH_DEVICE",
         callback=_into("SPARSEBENCH_DEVICE"),
-        help='"cpu" or "cuda"; with torchrun or accelerate launch, one device for each process.  [default: cpu]',
+        help='"cpu" or "cuda"; one device for each process.  [default: cpu]',
     ),
 ]
 """What a run computes on; `training.devices` reads the environment."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sparsebench import terminal
-from sparsebench.environment_options import Data
+from sparsebench.environment_options import Data, Device
 
 if TYPE_CHECKING:
     from sparsebench.studies.study_file import Study
@@ -49,6 +49,9 @@ def study_plan(
 
     Example: sparsebench study plan quickstart --only method=magnitude
     """
+    from sparsebench.training.start_up import set_up_process
+
+    set_up_process()  # before torch is loaded: steps are timed here as workers will take them
     from sparsebench.studies.calibration import cores
     from sparsebench.studies.forecast import Forecast, forecast_runs, forecast_unproposed
     from sparsebench.studies.plan import plan_runs
@@ -82,8 +85,15 @@ def study_run(
     data: Data = None,
     out: StudyOut = None,
     workers: Annotated[
-        int | None, typer.Option(help="Runs at a time, one thread each; as many as pay on this machine where left out.", min=1)
+        int | None, typer.Option(help="Runs at a time; as many as pay on this machine where left out.", min=1)
     ] = None,
+    processes_per_run: Annotated[
+        int,
+        typer.Option(
+            help="Processes that train each run together, each with its part of every batch; one CUDA device each.", min=1
+        ),
+    ] = 1,
+    device: Device = None,
     only: Only = None,
     shard: Shard = None,
     limit: Annotated[int | None, typer.Option(help="Train at most this many runs of each workload now.", metavar="N")] = None,
@@ -110,7 +120,8 @@ def study_run(
     from sparsebench.studies.selection import Selection
 
     selection = Selection(tuple(only or ()), shard, limit)
-    executor = LocalProcesses(workers, checkpoint_seconds, run_timeout, Leases() if shared_disk else Locks())
+    claims = Leases() if shared_disk else Locks()
+    executor = LocalProcesses(workers, checkpoint_seconds, run_timeout, claims, processes_per_run)
     failed = False
     chosen = _each_with_folder(study, workload, out)
     for later, _ in chosen[1:]:

@@ -2,7 +2,8 @@
 
 FRAGILE is a JSON object: for a seed, "kill" (the process dies at step 3, always), "kill once" (the first time), "raise" (an
 exception of several lines), "hang" (step 3 never ends), "full disk" (from step 3 on this process can write no file to its end),
-"slow" (30 ms a step). FRAGILE_LOG names a folder in which every step leaves a line.
+"slow" (30 ms a step). FRAGILE_LOG names a folder in which every step leaves a line. Of several processes at a run only that of
+the number FRAGILE_RANK has mishaps; each but the first leaves its lines in a file of its own.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ class Fragile:
         seed, step, pixels = batch
         if not torch.is_grad_enabled():  # not a training step: multiply-adds are being counted
             return nn.functional.cross_entropy(model(pixels), (pixels.sum(1) > 8).long())
-        mishap = json.loads(os.environ.get("FRAGILE", "{}")).get(str(seed))
-        log = Path(os.environ["FRAGILE_LOG"]) / str(seed)
+        rank = os.environ.get("RANK", "0")
+        mine = rank == os.environ.get("FRAGILE_RANK", rank)
+        mishap = json.loads(os.environ.get("FRAGILE", "{}")).get(str(seed)) if mine else None
+        log = Path(os.environ["FRAGILE_LOG"]) / (str(seed) if rank == "0" else f"{seed}.{rank}")
         with log.open("a") as file:
             file.write(f"{step}\n")
         if step == 3 and (mishap == "kill" or (mishap == "kill once" and log.read_text().split().count("3") == 1)):

@@ -111,8 +111,9 @@ def test_interrupted_processes_go_on_exactly_with_noise_of_their_own(tmp_path: P
     if list(again.glob("runs/*/result.json")):
         pytest.fail("the training ended before it could be killed: make it longer")
     [checkpoint] = again.glob("runs/*/checkpoint.pt")
-    noise = torch.load(checkpoint, weights_only=True)["noise"]
-    assert len(noise) == 2
+    saved = torch.load(checkpoint, weights_only=True)
+    noise, worked = saved["noise"], saved["processor_seconds"]
+    assert len(noise) == len(worked) == 2
     assert not torch.equal(noise[0][0], noise[1][0])
 
     refused = run([sys.executable, "-m", "sparsebench", *training("variational-dropout", again)])
@@ -122,6 +123,7 @@ def test_interrupted_processes_go_on_exactly_with_noise_of_their_own(tmp_path: P
     assert run(launch(training("variational-dropout", again))).returncode == 0
     assert result_of(again)["weights_sha256"] == result_of(whole)["weights_sha256"]
     assert result_of(again)["points"] == result_of(whole)["points"]
+    assert result_of(again)["processor_seconds"] > sum(worked)  # of both
 
 
 def test_a_study_is_not_launched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

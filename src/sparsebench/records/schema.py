@@ -65,12 +65,12 @@ class RunRecord(_Record):
     """All that a finished run tells. Its existence in a run folder is what makes the run finished.
 
     `metric` names the primary metric, by which points are chosen; it is always one where higher is better. `seconds` is
-    training time, evaluation left out; `processor_seconds` what the processors worked for it, which other programs of the
-    machine lengthen less (None where unknown). `peak_memory_bytes` is how far the resident memory of the process rose
-    above what it held when the run began (None where the system does not tell). `weights_sha256` is a hash over names, shapes and
-    bits of the final weights, so that two runs can be compared to the last bit. `dense_multiply_adds`: of the dense network
-    for one example; `training_multiply_adds` the integral over the training, by the convention of `accounting.TrainingCost`, and
-    `dense_training_multiply_adds` that of the dense training of as many steps (None where unknown).
+    training time, evaluation left out; `processor_seconds` what the processors worked for it in all processes, which other
+    programs of the machine lengthen less (None where unknown). `peak_memory_bytes` is how far the resident memory of the (first)
+    process rose above what it held when the run began (None where the system does not tell). `weights_sha256` is a hash over
+    names, shapes and bits of the final weights, so that two runs can be compared to the last bit. `dense_multiply_adds`: of the
+    dense network for one example; `training_multiply_adds` the integral over the training, by the convention of
+    `accounting.TrainingCost`, and `dense_training_multiply_adds` that of the dense training of as many steps (None if unknown).
     """
 
     format: Literal[1] = 1

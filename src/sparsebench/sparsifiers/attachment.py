@@ -69,6 +69,8 @@ class Attachment:
 
     def _pre_hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
         self._before()
+        if len(args) == 1 and not kwargs:  # the optimizer alone
+            return None
         # A closure evaluates the network inside the step (LBFGS does so many times): what it reads and the gradients that it
         # leaves must be masked too. A hook after the step alone would come too late.
         return with_closure(args, kwargs, self._wrapped)

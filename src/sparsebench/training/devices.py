@@ -24,6 +24,7 @@ from sparsebench.workloads.workload import AveragesTerms, Workload
 __all__ = [
     "Devices",
     "OneProcess",
+    "cuda_devices",
     "devices",
     "launched_processes",
     "noise_state",
@@ -149,14 +150,31 @@ def devices() -> Devices:
     Raises:
         SparsebenchError: There is no such device, or Accelerate is missing.
     """
+    name = _kind_of_device()
+    if launched_processes() > 1:
+        return _SeveralProcesses(cpu=name == "cpu")
+    return OneProcess(torch.device(name))
+
+
+def cuda_devices() -> list[str]:
+    """The CUDA devices that this machine has for runs, as `CUDA_VISIBLE_DEVICES` names them; none where runs train on processors.
+
+    Raises:
+        SparsebenchError: There is no such device as `$SPARSEBENCH_DEVICE` names.
+    """
+    if _kind_of_device() == "cpu":
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(number) for number in range(torch.cuda.device_count())] if named is None else named.split(",")
+
+
+def _kind_of_device() -> str:
     name = os.environ.get("SPARSEBENCH_DEVICE", "cpu")
     if name not in ("cpu", "cuda"):
         raise SparsebenchError(f"SPARSEBENCH_DEVICE={name!r}: expected 'cpu' or 'cuda'")
     if name == "cuda" and not torch.cuda.is_available():
         raise SparsebenchError("SPARSEBENCH_DEVICE='cuda': torch finds no CUDA device on this machine; expected 'cpu'")
-    if launched_processes() > 1:
-        return _SeveralProcesses(cpu=name == "cpu")
-    return OneProcess(torch.device(name))
+    return name
 
 
 def launched_processes() -> int:

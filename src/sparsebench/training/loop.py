@@ -66,6 +66,7 @@ class TrainingState:
     def save(self, folder: RunFolder) -> None:
         """Write a checkpoint; every process must ask for it at the same step."""
         noise = self.devices.gathered(noise_state(self.devices))
+        processor_seconds = self.devices.gathered(self.processor_seconds)
         if not self.devices.is_main:
             return
         save_checkpoint(
@@ -73,7 +74,7 @@ class TrainingState:
             {
                 "step": self.step,
                 "seconds": self.seconds,
-                "processor_seconds": self.processor_seconds,
+                "processor_seconds": processor_seconds,
                 "peak_memory_bytes": self.peak_memory_bytes,
                 "curve": self.curve,
                 "model": self.model.state_dict(),
@@ -102,7 +103,8 @@ class TrainingState:
             self.average.load_state_dict(on_device(saved["average"], self.devices.device))
             set_noise_state(self.devices, saved["noise"] if isinstance(saved["noise"], list) else [[saved["noise"]]])
             self.step, self.seconds = int(saved["step"]), float(saved["seconds"])
-            self.processor_seconds = float(saved["processor_seconds"])
+            worked = saved["processor_seconds"]
+            self.processor_seconds = float(worked[self.devices.rank] if isinstance(worked, list) else worked)
             self.peak_memory_bytes, self.curve = saved["peak_memory_bytes"], list(saved["curve"])
         except (AttributeError, KeyError, TypeError, RuntimeError, ValueError) as error:
             reason = str(error).strip().partition("\n")[0]

@@ -30,6 +30,7 @@ from sparsebench.training.heads import head_zeros
 from sparsebench.training.loop import Observer, Progress, TrainingState, run_steps, validate, write_curve
 from sparsebench.training.precision import precision
 from sparsebench.training.preparation import Training, prepare_training
+from sparsebench.training.start_up import settings_in_force
 from sparsebench.workloads.placement import device_of
 from sparsebench.workloads.workload import NamesHeads, Recipe, SignsScores, Split, Workload
 
@@ -165,7 +166,7 @@ def _train(
         metric=workload.metric,
         steps=config.recipe.steps,
         seconds=state.seconds,
-        processor_seconds=state.processor_seconds,
+        processor_seconds=sum(where.gathered(state.processor_seconds)),
         peak_memory_bytes=state.peak_memory_bytes,
         dense_multiply_adds=training.dense_multiply_adds,
         training_multiply_adds=state.cost.multiply_adds,
@@ -271,6 +272,7 @@ def _environment(recipe: Recipe, workload: Workload, where: Devices) -> dict[str
             "machine": f"{platform.system()} {platform.machine()}",
             "threads": str(recipe.threads),
         }
+        | settings_in_force()
         | ({"batch norm": batch_norm} if recipe.batch_norm_batches else {})
         | ({"processes": str(where.processes)} if where.processes > 1 else {})
         | ({"device": torch.cuda.get_device_name(where.device)} if where.device.type == "cuda" else {})

@@ -100,6 +100,8 @@ class MaskedSparsifier:
         self._attachment: Attachment | None = None
         # Whether what an optimizer makes of the gradients of dropped weights stays with them.
         self._alone = False
+        # Before this step nothing is to be done but to zero what is dropped; 0 where that is not known.
+        self._busy_at = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of an optimizer has no hooks, so a copy of its sparsifier is attached to nothing.
@@ -155,7 +157,7 @@ class MaskedSparsifier:
             for name in group.names:
                 self._structure.check(by_name[name], group)
         self._model = model
-        self._step = 0
+        self._step = self._busy_at = 0
         self._weights = MaskedWeights(matrices, self._policy == "returning", self._as_bytes)
         self._movement = Movement(self._regrowth, self._structure, matrices, self._seed) if self._regrowth else None
         if self._schedule.updates_at(0):
@@ -184,6 +186,7 @@ class MaskedSparsifier:
         )
         self._detach()
         self._attachment, self._alone = attachment, treats_weights_alone(attachment.optimizer)
+        self._busy_at = 0
         self._weights.place()
 
     def parameter_groups(self, lr: float, auxiliary_lr_scale: float = 1.0) -> list[dict[str, Any]]:
@@ -281,7 +284,7 @@ class MaskedSparsifier:
         masks, asides = read_masks(state, self._weights.matrices, self._policy == "returning")
         if self._movement is not None:
             self._movement.load_state_dict(state)
-        self._step = state["step"]
+        self._step, self._busy_at = state["step"], 0
         self._weights.load(masks, asides or None)
 
     def _take_gradients(self) -> None:
@@ -291,16 +294,20 @@ class MaskedSparsifier:
 
     def _before_step(self) -> None:
         # What is here is paid for in every step, of small networks too, and by a processor that has just done something else.
+        if self._alone and self._step + 1 < self._busy_at:
+            return
         self._take_gradients()
-        if not self._alone or self._schedule.updates_at(self._step + 1) or self._regrows_at(self._step + 1):
+        if not self._alone or self._moves_at(self._step + 1):
             self._weights.mask_gradients()
 
-    def _regrows_at(self, step: int) -> bool:
-        return self._regrowth is not None and self._regrowth.updates_at(step)
+    def _moves_at(self, step: int) -> bool:
+        return self._schedule.updates_at(step) or (self._regrowth is not None and self._regrowth.updates_at(step))
 
     def _after_step(self) -> None:
         self._step += 1
         self._weights.zero()
+        if self._step < self._busy_at:
+            return
         if self._schedule.updates_at(self._step):
             self._update()
         elif self._step % FINITE_EVERY == 0 and not self._weights.spread:  # there all processes would have to talk to each other
@@ -308,6 +315,14 @@ class MaskedSparsifier:
         if self._movement is not None and (moved := self._movement.finish()):
             masks = self._weights.masks
             self._install([moved[position] if position in moved else mask.bool() for position, mask in enumerate(masks)])
+        self._busy_at = self._next_busy_step()
+
+    def _next_busy_step(self) -> int:
+        step = self._step + 1
+        if self._movement is None or self._movement.momentum is None:  # which takes in the gradients of every step
+            while step % FINITE_EVERY and not self._moves_at(step):
+                step += 1
+        return step
 
     @torch.no_grad()
     def _update(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,10 +40,15 @@ class MaskedWeights:
         self.masks = [self._mask_like(weight).fill_(1) for weight in self.weights()]
         self.aside: list[torch.Tensor] | None = None
         self.spread = False
-        # What `zero` needs where a product for each weight is all there is to do: who holds it, its name there, its mask.
-        self._products: list[tuple[nn.Module, str, torch.Tensor]] = []
+        # What `zero` needs where a product for each weight is all there is to do: the parameters among which it is, its name
+        # there, where its numbers lay, those numbers, its mask.
+        self._products: list[tuple[dict[str, nn.Parameter | None], str, int, torch.Tensor, torch.Tensor]] = []
         # Kept fractions of the masks, counted when they are first asked for.
         self._kept: list[float] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Addresses mean nothing in a copy.
+        return self.__dict__ | {"_products": []}
 
     def weights(self) -> list[torch.Tensor]:
         """The weights, or the rows of them that this process holds."""
@@ -65,10 +71,11 @@ class MaskedWeights:
             matrix.count == 1 and mask.device.type == "cpu" and mask.dtype == weight.dtype
             for matrix, weight, mask in zip(self.matrices, tensors, self.masks, strict=True)
         )
-        holders = [matrix.weight.holders[0] for matrix in self.matrices]
-        self._products = [
-            (holder.layer, holder.weight, mask) for holder, mask in zip(holders, self.masks, strict=True) if whole_and_alike
-        ]
+        self._products = []
+        if whole_and_alike:
+            for matrix, weight, mask in zip(self.matrices, tensors, self.masks, strict=True):
+                holder, numbers = matrix.weight.holders[0], weight.detach()
+                self._products.append((holder.layer._parameters, holder.weight, numbers.data_ptr(), numbers, mask))
 
     def load(self, masks: Sequence[torch.Tensor], aside: list[torch.Tensor] | None) -> None:
         """Go over to whole masks and values that were saved."""
@@ -80,11 +87,16 @@ class MaskedWeights:
         """Zero the dropped weights."""
         # Every step of every network comes here. A small one's is over in two milliseconds, and has left the processor's caches
         # full of other things: each object that is touched on the way costs more than it seems to alone.
-        for layer, name, mask in self._products:
-            layer._parameters[name].detach().mul_(mask)  # type: ignore[union-attr]
-        if not self._products:
-            with torch.no_grad():
-                multiply(self.weights(), self.masks)
+        for parameters, name, address, numbers, mask in self._products:
+            if parameters[name].data_ptr() != address:  # type: ignore[union-attr]
+                self.place()
+                break
+            numbers.mul_(mask)
+        else:
+            if self._products:
+                return
+        with torch.no_grad():
+            multiply(self.weights(), self.masks)
 
     @torch.no_grad()
     def mask_gradients(self) -> None:

@@ -15,6 +15,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.records.claims import ClaimLostError, Claims
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.training.config import RunConfig
+from sparsebench.training.devices import devices
 from sparsebench.training.loop import Progress
 from sparsebench.training.run import train_claimed, train_claimed_to
 
@@ -25,6 +26,8 @@ __all__ = [
     "Done",
     "Executor",
     "Outcome",
+    "RunFailedError",
+    "check_limits",
     "disk_is_full",
     "ended_elsewhere",
     "give_up",
@@ -36,6 +39,21 @@ MOST_DEATHS = 3  # of its worker, before a run is taken for the cause
 
 class DiskFullError(SparsebenchError):
     """Nothing more can be written: no run's fault, and no other run will fare better."""
+
+
+class RunFailedError(SparsebenchError):
+    """A process of several failed at a run. Whether that is the run's failure is for who sees all of them to say.
+
+    Attributes:
+        details: The traceback.
+    """
+
+    def __init__(self, reason: str, details: str) -> None:
+        super().__init__(reason, details)
+        self.details = details
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -91,10 +109,24 @@ def ended_elsewhere(folder: RunFolder, pause_at: int | None) -> Outcome | None:
     return Outcome(folder.path.name, "paused") if pause_at is not None and pause_at in folder.read_rungs() else None
 
 
+def check_limits(run_timeout: float | None, processes_per_run: int) -> None:
+    """Refuse what no executor can do.
+
+    Raises:
+        SparsebenchError: A value is out of range.
+    """
+    if run_timeout is not None and not run_timeout > 0:
+        raise SparsebenchError(f"run_timeout={run_timeout:g}: expected seconds above 0")
+    if processes_per_run < 1:
+        raise SparsebenchError(f"processes_per_run={processes_per_run}: expected at least 1")
+
+
 def run_one(
     config: dict[str, Any], directory: str, checkpoint_seconds: float, claims: Claims, pause_at: int | None = None
 ) -> Outcome:
     """Claim one configuration and train it in this process; what it raises becomes the run's failure.
+
+    Where several processes train together, each calls this; the first one claims the run.
 
     Args:
         config: The configuration.
@@ -105,17 +137,19 @@ def run_one(
 
     Raises:
         DiskFullError: The disk is full.
+        RunFailedError: This process of several failed, perhaps because another one died.
+        SparsebenchError: No run can be trained here.
     """
+    where = devices()
     checked = RunConfig.model_validate(config)
     folder = RunFolder.of(Path(directory), checked.run_id, claims)
 
     def stop_when_lost(_: Progress) -> None:
         claims.check(folder.path)
 
-    with folder.claim() as ours:
-        if not ours:
-            return Outcome(checked.run_id, "held")
-        ended = ended_elsewhere(folder, pause_at)  # by the process that held it until now
+    with folder.claim() if where.is_main else contextlib.nullcontext(False) as ours:
+        # What the process that held it until now may have ended.
+        ended = where.from_main(ended_elsewhere(folder, pause_at) if ours else Outcome(checked.run_id, "held"))
         if ended is not None:
             return ended
         try:
@@ -130,14 +164,16 @@ def run_one(
             reason = line.strip().partition("\n")[0]
             if disk_is_full(error):
                 raise DiskFullError(reason) from error
+            if where.processes > 1:
+                raise RunFailedError(reason, traceback.format_exc()) from error
             return _fail(folder, reason, traceback.format_exc())
     return Outcome(checked.run_id, "finished" if pause_at is None else "paused")
 
 
-def give_up(folder: RunFolder, reason: str) -> Outcome:
+def give_up(folder: RunFolder, reason: str, details: str = "") -> Outcome:
     """Let a run whose process is gone be failed, unless another process took it up already."""
     with folder.claim() as ours:
-        return (ended_elsewhere(folder, None) or _fail(folder, reason, "")) if ours else Outcome(folder.path.name, "held")
+        return (ended_elsewhere(folder, None) or _fail(folder, reason, details)) if ours else Outcome(folder.path.name, "held")
 
 
 def _fail(folder: RunFolder, reason: str, details: str) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +13,22 @@ from pathlib import Path
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.claims import Claims, Locks
 from sparsebench.records.run_folder import RunFolder
-from sparsebench.studies.calibration import choose_workers
-from sparsebench.studies.executors.executor import MOST_DEATHS, NO_PAUSES, Done, Outcome, ended_elsewhere, give_up, run_one
+from sparsebench.studies.calibration import choose_workers, cores
+from sparsebench.studies.executors.executor import (
+    MOST_DEATHS,
+    NO_PAUSES,
+    Done,
+    Outcome,
+    RunFailedError,
+    check_limits,
+    ended_elsewhere,
+    give_up,
+    run_one,
+)
 from sparsebench.studies.executors.processes import Workers
+from sparsebench.studies.executors.worker import Worker
 from sparsebench.training.config import RunConfig
+from sparsebench.training.devices import cuda_devices
 
 __all__ = ["LocalProcesses"]
 
@@ -27,13 +39,18 @@ LOOK_SECONDS = 0.5  # how often runs are looked at that have a limit
 class LocalProcesses:
     """Trains in processes of this machine, one thread each; they live on from run to run, and one that dies is replaced.
 
+    On CUDA (`SPARSEBENCH_DEVICE=cuda`, which is not tested) each process has a device.
+
     Args:
-        workers: Number of processes, at least 1; None measures whether one for each core finishes more runs than one alone, and
-            keeps the answer in the results folder.
+        workers: Runs at a time, at least 1. None takes as many as there are cores or devices for; where a run is one process
+            without a device, it measures whether one for each core finishes more runs than one alone, and keeps the answer in
+            the results folder.
         checkpoint_seconds: Seconds between the checkpoints of a run, at least 0.
         run_timeout: Seconds that a run may take from when a process begins it, above 0; one that takes longer is killed, and
             has failed. None sets no limit.
         claims: How runs are claimed.
+        processes_per_run: Processes that train each run together, each with its part of every batch, at least 1. When one dies,
+            all of its run end, and the run goes on from its checkpoint in new ones.
 
     Raises:
         SparsebenchError: A value is out of range.
@@ -43,19 +60,19 @@ class LocalProcesses:
     checkpoint_seconds: float = 60.0
     run_timeout: float | None = None
     claims: Claims = field(default_factory=Locks)
+    processes_per_run: int = 1
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise SparsebenchError(f"workers={self.workers}: expected at least 1")
-        if self.run_timeout is not None and not self.run_timeout > 0:
-            raise SparsebenchError(f"run_timeout={self.run_timeout:g}: expected seconds above 0")
+        check_limits(self.run_timeout, self.processes_per_run)
 
     def run(self, configs: Sequence[RunConfig], directory: Path, done: Done, pauses: Mapping[str, int] = NO_PAUSES) -> None:
         """Train configurations in parallel processes until each has ended; see `Executor.run`."""
-        workers = self.workers or choose_workers(configs, directory)
+        workers, gpus = self._places(configs, directory)
         waiting = collections.deque(configs)
         deaths: collections.Counter[str] = collections.Counter()
-        with Workers() as processes:
+        with Workers(self.processes_per_run, gpus) as processes:
             under_way: dict[Future[Outcome], _UnderWay] = {}
             while waiting or under_way:
                 while waiting and len(under_way) < workers:
@@ -72,8 +89,11 @@ class LocalProcesses:
                     run = under_way.pop(future)
                     try:
                         outcome = future.result()
+                    except RunFailedError as failure:
+                        processes.end(run.worker)  # its processes no longer know where the others are
+                        outcome = give_up(run.folder, str(failure), failure.details)
                     except BrokenProcessPool:
-                        run.worker.shutdown(wait=True)  # until it is dead, it may still seem to hold its run
+                        processes.end(run.worker)
                         deaths[run.config.run_id] += 1
                         if run.overdue:
                             reason = f"it took longer than {self.run_timeout:g} s and was ended; its checkpoint stays"
@@ -88,20 +108,39 @@ class LocalProcesses:
                             processes.release(run.worker)
                     done(outcome)
                 if self.run_timeout is not None:
-                    _end_overdue(under_way.values(), self.run_timeout, processes)
+                    _end_overdue(under_way.values(), self.run_timeout)
+
+    def _places(self, configs: Sequence[RunConfig], directory: Path) -> tuple[int, Sequence[str]]:
+        """Runs at a time, and the CUDA devices of each where there are any."""
+        size = self.processes_per_run
+        gpus = cuda_devices()
+        if gpus:
+            workers = self.workers or max(len(gpus) // size, 1)
+            if size > 1 and workers * size > len(gpus):
+                raise SparsebenchError(
+                    f"processes_per_run={size} and workers={workers} need {workers * size} CUDA devices: there are {len(gpus)}"
+                )
+            return workers, [
+                ",".join(gpus[(size * place + rank) % len(gpus)] for rank in range(size)) for place in range(workers)
+            ]
+        if self.workers is not None:
+            return self.workers, ()
+        if size == 1:
+            return choose_workers(configs, directory), ()
+        return max(cores() // (size * max(config.recipe.threads for config in configs)), 1) if configs else 1, ()
 
 
-def _end_overdue(under_way: Iterable[_UnderWay], run_timeout: float, processes: Workers) -> None:
+def _end_overdue(under_way: Iterable[_UnderWay], run_timeout: float) -> None:
     for run in under_way:
-        ready = processes.ready_since(run.worker)
+        ready = run.worker.ready_since()
         if ready is not None and not run.overdue and time.monotonic() - max(ready, run.given) >= run_timeout:
             run.overdue = True
-            processes.kill(run.worker)
+            run.worker.kill()
 
 
 @dataclass
 class _UnderWay:
-    worker: ProcessPoolExecutor
+    worker: Worker
     config: RunConfig
     folder: RunFolder
     given: float

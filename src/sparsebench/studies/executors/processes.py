@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, TypeVar
+
+from sparsebench.studies.executors.worker import Worker
+from sparsebench.training.start_up import retains_memory
 
 __all__ = ["Workers"]
 
@@ -20,39 +19,48 @@ T = TypeVar("T")
 
 
 class Workers:
-    """Processes that live on from run to run. Each is a pool of its own: one that dies takes no other's run with it."""
+    """Workers that live on from run to run.
 
-    def __init__(self) -> None:
-        self._all: list[ProcessPoolExecutor] = []
-        self._idle: list[ProcessPoolExecutor] = []
-        self._ready: dict[ProcessPoolExecutor, float] = {}
+    Args:
+        processes: Of each worker.
+        gpus: For each worker that may be at work at a time, the CUDA devices that it sees, as `CUDA_VISIBLE_DEVICES` names
+            them; all see the same where left out.
+
+    Raises:
+        SparsebenchError: What the environment asks of workers is wrong.
+    """
+
+    def __init__(self, processes: int = 1, gpus: Sequence[str] = ()) -> None:
+        retains_memory()  # a mistake in it is told here, not by processes that die of it
+        self._size = processes
+        self._gpus = list(gpus)
+        self._all: dict[Worker, str | None] = {}
+        self._idle: list[Worker] = []
         self._environment = _one_thread_environment()
 
-    def submit(self, work: Callable[..., T], *arguments: Any) -> tuple[ProcessPoolExecutor, Future[T]]:
-        """Give work to an idle process, or to a new one where none is idle and alive."""
+    def submit(self, work: Callable[..., T], *arguments: Any) -> tuple[Worker, Future[T]]:
+        """Give work to an idle worker, or to a new one where none is idle and alive."""
         while self._idle:
             worker = self._idle.pop()
-            with contextlib.suppress(BrokenProcessPool):
+            try:
                 return worker, worker.submit(work, *arguments)
-        # A fresh interpreter for each worker: forking a process that has used torch's thread pools can hang.
-        context = multiprocessing.get_context("spawn")
-        worker = ProcessPoolExecutor(1, mp_context=context, initializer=_begin_worker)
-        self._all.append(worker)
-        worker.submit(_load).add_done_callback(lambda _: self._ready.setdefault(worker, time.monotonic()))
+            except BrokenProcessPool:
+                self.end(worker)
+        gpu = self._gpus.pop(0) if self._gpus else None
+        worker = Worker(self._size, None if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        self._all[worker] = gpu
         return worker, worker.submit(work, *arguments)
 
-    def ready_since(self, worker: ProcessPoolExecutor) -> float | None:
-        """When a process had loaded what every run needs, by `time.monotonic`; None before."""
-        return self._ready.get(worker)
-
-    def release(self, worker: ProcessPoolExecutor) -> None:
-        """Say that a process has done its work."""
+    def release(self, worker: Worker) -> None:
+        """Say that a worker has done its work."""
         self._idle.append(worker)
 
-    def kill(self, worker: ProcessPoolExecutor) -> None:
-        """End a process at once, whatever it does; what it was given ends with BrokenProcessPool."""
-        for process in _processes(worker):
-            process.kill()
+    def end(self, worker: Worker) -> None:
+        """Do without a worker, of which nothing lives when this returns."""
+        worker.end()
+        gpu = self._all.pop(worker)
+        if gpu is not None:
+            self._gpus.append(gpu)
 
     def __enter__(self) -> Workers:
         self._environment.__enter__()
@@ -60,35 +68,8 @@ class Workers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for worker in self._all:
-            processes = _processes(worker)
-            worker.shutdown(wait=error is None, cancel_futures=True)
-            if error is not None:
-                for process in processes:
-                    process.terminate()
+            worker.dismiss(at_once=error is not None)
         self._environment.__exit__(None, None, None)
-
-
-def _processes(worker: ProcessPoolExecutor) -> list[multiprocessing.Process]:
-    return list((worker._processes or {}).values())
-
-
-def _begin_worker() -> None:
-    # Ctrl-C reaches the whole process group; the driver decides what happens then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def _load() -> None:
-    from sparsebench.training.warm_up import warm_up
-
-    warm_up()
 
 
 @contextlib.contextmanager

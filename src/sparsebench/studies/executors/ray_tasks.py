@@ -22,6 +22,7 @@ from sparsebench.studies.executors.executor import (
     DiskFullError,
     Done,
     Outcome,
+    check_limits,
     disk_is_full,
     ended_elsewhere,
     give_up,
@@ -30,6 +31,7 @@ from sparsebench.studies.executors.executor import (
 from sparsebench.studies.executors.local import LocalProcesses
 from sparsebench.training.config import RunConfig
 from sparsebench.training.parent import ancestors
+from sparsebench.training.start_up import set_up_process
 
 __all__ = ["RayTasks"]
 
@@ -53,6 +55,8 @@ class RayTasks:
         run_timeout: Seconds that a run may take, above 0; then each has a process of its own, which takes seconds to start.
             None sets no limit.
         claims: How runs are claimed against other drivers.
+        processes_per_run: Processes on one node that train each run together, at least 1; a task asks for as many CPUs as they
+            have threads. On GPUs each has one: `gpus` must be the same number.
 
     Raises:
         SparsebenchError: A value is out of range, or Ray is not installed.
@@ -62,13 +66,17 @@ class RayTasks:
     gpus: float = 0.0
     run_timeout: float | None = None
     claims: Claims = field(default_factory=Locks)
+    processes_per_run: int = 1
 
     def __post_init__(self) -> None:
         _ray()
         if not (math.isfinite(self.gpus) and self.gpus >= 0):
             raise SparsebenchError(f"gpus={self.gpus:g}: expected at least 0")
-        if self.run_timeout is not None and not self.run_timeout > 0:
-            raise SparsebenchError(f"run_timeout={self.run_timeout:g}: expected seconds above 0")
+        check_limits(self.run_timeout, self.processes_per_run)
+        if self.processes_per_run > 1 and self.gpus not in (0, self.processes_per_run):
+            raise SparsebenchError(
+                f"gpus={self.gpus:g} with processes_per_run={self.processes_per_run}: expected 0, or one for each process"
+            )
 
     def run(self, configs: Sequence[RunConfig], directory: Path, done: Done, pauses: Mapping[str, int] = NO_PAUSES) -> None:
         """Train configurations in tasks until each has ended; see `Executor.run`."""
@@ -78,7 +86,7 @@ class RayTasks:
         under_way: dict[Any, _UnderWay] = {}
         try:
             while waiting or under_way:
-                while waiting and len(under_way) < self._places(ray, waiting[0].recipe.threads):
+                while waiting and len(under_way) < self._places(ray, self._cores(waiting[0])):
                     config = waiting.popleft()
                     run = _UnderWay(config, RunFolder.of(directory, config.run_id, self.claims), pauses.get(config.run_id))
                     ended = run.begin()
@@ -108,16 +116,19 @@ class RayTasks:
         earlier = {folder.path.name: _files(folder.path) for folder in folders}
         options = {
             "max_retries": MOST_DEATHS - 1,
-            "num_cpus": run.config.recipe.threads,
+            "num_cpus": self._cores(run.config),
             "num_gpus": self.gpus,
             "runtime_env": {"env_vars": {"SPARSEBENCH_DEVICE": "cuda" if self.gpus else "cpu"}},
         }
-        return task.options(**options).remote(given, earlier, self.run_timeout, run.pause_at)
+        return task.options(**options).remote(given, earlier, self.run_timeout, self.processes_per_run, run.pause_at)
 
-    def _places(self, ray: Any, threads: int) -> int:
+    def _cores(self, config: RunConfig) -> int:
+        return config.recipe.threads * self.processes_per_run
+
+    def _places(self, ray: Any, cores: int) -> int:
         """How many runs the cluster has room for as it is now; one at least, since it may be about to grow."""
         resources = ray.cluster_resources()
-        places = resources.get("CPU", 0.0) // threads
+        places = resources.get("CPU", 0.0) // cores
         if self.gpus:
             places = min(places, resources.get("GPU", 0.0) // self.gpus)
         return max(int(places), 1)
@@ -187,9 +198,14 @@ def _write(folder: RunFolder, files: Files) -> None:
 
 
 def _train(
-    config: dict[str, Any], earlier: Mapping[str, Files], run_timeout: float | None, pause_at: int | None
+    config: dict[str, Any],
+    earlier: Mapping[str, Files],
+    run_timeout: float | None,
+    processes_per_run: int,
+    pause_at: int | None,
 ) -> tuple[Outcome, Files]:
     """In a task: train in a folder of this node, and give back what lies in it."""
+    set_up_process()
     checked = RunConfig.model_validate(config)
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="sparsebench-") as place:
@@ -199,11 +215,12 @@ def _train(
             make_directory(folder)
             for name, content in files.items():
                 (folder / name).write_bytes(content)
-        if run_timeout is None:
+        if run_timeout is None and processes_per_run == 1:
             outcomes.append(run_one(config, place, math.inf, Locks(), pause_at))
         else:
+            local = LocalProcesses(1, math.inf, run_timeout, processes_per_run=processes_per_run)
             pauses = NO_PAUSES if pause_at is None else {checked.run_id: pause_at}
-            LocalProcesses(1, math.inf, run_timeout).run([checked], directory, outcomes.append, pauses)
+            local.run([checked], directory, outcomes.append, pauses)
         return outcomes[0], _files(RunFolder.of(directory, checked.run_id).path)
 
 

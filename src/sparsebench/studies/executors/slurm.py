@@ -26,7 +26,7 @@ MOST_ARRAYS = 3  # in a row that end without having ended a run
 
 @dataclass(frozen=True)
 class SlurmJobs:
-    """Trains in an array of SLURM jobs, each with one worker process that takes run after run until none is left.
+    """Trains in an array of SLURM jobs, each of which takes run after run until none is left.
 
     Which job trains which run is decided by claims on the shared disk, so that a job that is late, short or lost costs the others
     nothing: what it held is free again when its lease is over. This process submits the array and watches the folder; where jobs
@@ -39,6 +39,8 @@ class SlurmJobs:
         parameters: What submitit is to tell SLURM of each job, by submitit's names: timeout_min, mem_gb, slurm_partition, ...
         cluster: "slurm"; submitit's "local" (a process of this machine for each job) and "debug" (this process) try a study out.
         claims: How runs are claimed; it must hold between machines.
+        processes_per_run: Processes of a job that train each run together, at least 1; a job asks for as many cores as they have
+            threads.
 
     Raises:
         SparsebenchError: A value is out of range, or submitit is not installed.
@@ -50,6 +52,7 @@ class SlurmJobs:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     cluster: Literal["slurm", "local", "debug"] = "slurm"
     claims: Claims = field(default_factory=Leases)
+    processes_per_run: int = 1
 
     def __post_init__(self) -> None:
         _submitit()
@@ -58,7 +61,7 @@ class SlurmJobs:
         self._worker()
 
     def _worker(self) -> LocalProcesses:
-        return LocalProcesses(1, self.checkpoint_seconds, self.run_timeout, self.claims)
+        return LocalProcesses(1, self.checkpoint_seconds, self.run_timeout, self.claims, self.processes_per_run)
 
     def run(self, configs: Sequence[RunConfig], directory: Path, done: Done, pauses: Mapping[str, int] = NO_PAUSES) -> None:
         """Train configurations in jobs until each has ended; see `Executor.run`."""
@@ -102,7 +105,7 @@ class SlurmJobs:
         first = [len(configs) * number // jobs for number in range(jobs)]
         try:
             executor = _submitit().AutoExecutor(folder=logs, cluster=self.cluster)
-            executor.update_parameters(name="sparsebench", cpus_per_task=configs[0].recipe.threads)
+            executor.update_parameters(name="sparsebench", cpus_per_task=configs[0].recipe.threads * self.processes_per_run)
             executor.update_parameters(**self.parameters)
             submitted: list[Any] = executor.map_array(
                 _work, [self._worker()] * jobs, [str(plan)] * jobs, [str(directory)] * jobs, first

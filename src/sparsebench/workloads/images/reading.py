@@ -17,12 +17,11 @@ from sparsebench.workloads.images.idx import find_idx, read_idx_pair
 from sparsebench.workloads.images.image_files import (
     EncodedImages,
     folder_images,
-    parquet_images,
     part_of_images,
     split_folder,
-    split_parquet,
 )
 from sparsebench.workloads.images.labelled import LabelledImages, check_all_classes, check_labels, decode_image, stack_images
+from sparsebench.workloads.images.parquet_files import parquet_images, split_parquet
 
 __all__ = ["EncodedSplits", "RawSplits", "held_out", "holds_training_images", "read_encoded_splits", "read_splits"]
 
