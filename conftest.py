@@ -28,7 +28,11 @@ pytest_collect_file = Sybil(
 
 # Examples in the docstrings of what an extra brings; the tests of these files say by themselves that they are skipped.
 collect_ignore = [
-    str(Path("src/sparsebench/integrations") / f"{package}.py")
-    for package in ("transformers", "lightning")
+    str(Path("src/sparsebench") / file)
+    for package, file in (
+        ("transformers", "integrations/transformers.py"),
+        ("lightning", "integrations/lightning.py"),
+        ("onnxruntime", "inference/export/onnx_file.py"),
+    )
     if not find_spec(package)
 ]

@@ -333,7 +333,13 @@ def test_full_disk_while_training(ask: Ask, tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("command", "part"),
-    [("report", "report.html"), ("report", "results.parquet"), ("sql", "layers.parquet"), ("study", "study.json")],
+    [
+        ("report", "report.html"),
+        ("report", "results.parquet"),
+        ("sql", "layers.parquet"),
+        ("sql", "distributions.parquet"),
+        ("study", "study.json"),
+    ],
 )
 def test_full_disk_while_reading_out(
     ask: Ask, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, part: str
@@ -351,7 +357,7 @@ def test_full_disk_while_reading_out(
     monkeypatch.setattr(os, "fsync", fail)
     arguments = {"report": ["report", "out"], "sql": ["sql", "out", "select 1"], "study": run}[command]
     is_mistake(ask(*arguments), f"cannot write out/{part}: No space left on device")
-    tables = {"out/results.parquet", "out/layers.parquet", "out/run_states.parquet"}
+    tables = {f"out/{name}.parquet" for name in ("results", "layers", "distributions", "run_states")}
     assert files(tmp_path) - before <= tables - {f"out/{part}"}
 
 

@@ -1,4 +1,4 @@
-"""The command line: train, study, import, report, list, sql, export, compress, inspect, decompress."""
+"""The command line: train, study, import, report, list, sql, export, compress, inspect, decompress, latency, export-model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from sparsebench import study_commands, terminal
+from sparsebench import network_commands, study_commands, terminal
 from sparsebench.environment_options import Data, Device
 from sparsebench.errors import SparsebenchError
 
@@ -26,6 +26,8 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(study_commands.app, name="study")
+app.command("latency")(network_commands.latency)
+app.command("export-model")(network_commands.export_model)
 
 
 class Listing(str, Enum):
@@ -202,7 +204,10 @@ def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> Non
 def sql(
     directory: Directory,
     statement: Annotated[
-        str, typer.Argument(help="One query in DuckDB's dialect over the tables `results`, `layers` and `published`.")
+        str,
+        typer.Argument(
+            help="One query in DuckDB's dialect over the tables `results`, `layers`, `distributions` and `published`."
+        ),
     ],
 ) -> None:
     """Query the table over all runs.
@@ -218,7 +223,7 @@ def sql(
 def export(
     directory: Directory,
     target: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write: .csv, .csv.gz or .parquet.")],
-    table: Annotated[str, typer.Option(help="results, layers or published.")] = "results",
+    table: Annotated[str, typer.Option(help="results, layers, distributions or published.")] = "results",
 ) -> None:
     """Write a table over all runs as CSV or Parquet.
 

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -31,7 +39,9 @@ if TYPE_CHECKING:
     from sparsebench.training.loop import Progress as TrainingProgress
 
 __all__ = [
+    "Counter",
     "StudyProgress",
+    "counting",
     "print_best_values",
     "print_forecast",
     "print_frame",
@@ -97,6 +107,41 @@ def training_progress(config: RunConfig) -> Iterator[Observer]:
         yield observe
 
 
+def _counting_columns(what: str) -> tuple[ProgressColumn, ...]:
+    return (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(what),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+
+
+class Counter:
+    """Counts what is done of something."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self._progress, self._task = progress, progress.add_task(name, total=None)
+
+    def begin(self, todo: int) -> None:
+        """Say how many are to do."""
+        self._progress.reset(self._task, total=todo)
+
+    def done(self) -> None:
+        """Count one."""
+        self._progress.update(self._task, advance=1)
+
+
+@contextlib.contextmanager
+def counting(name: str, what: str) -> Iterator[Counter]:
+    """A bar over things to do, `what` in the plural; nothing where nobody watches."""
+    console = _console(stderr=True)
+    with Progress(*_counting_columns(what), console=console, disable=not console.is_terminal, transient=True) as progress:
+        yield Counter(progress, name)
+
+
 class StudyProgress:
     """Counts runs as they end."""
 
@@ -125,16 +170,9 @@ class StudyProgress:
 def study_progress(name: str) -> Iterator[StudyProgress]:
     """A bar over the runs of a study; only failures are printed where nobody watches."""
     console = _console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("runs {task.fields[failed]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(
+        *_counting_columns("runs {task.fields[failed]}"), console=console, disable=not console.is_terminal, transient=True
+    ) as progress:
         yield StudyProgress(progress, name)
 
 

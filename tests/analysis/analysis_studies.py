@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from sparsebench.records.run_folder import RunFolder
-from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord, canonical_json, short_hash
+from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord, WeightHistogram, canonical_json, short_hash
 
 
 def layers(*sparsities: float, weights: int = 1000) -> tuple[LayerRecord, ...]:
@@ -16,6 +17,28 @@ def layers(*sparsities: float, weights: int = 1000) -> tuple[LayerRecord, ...]:
         LayerRecord(layer=f"block.{index}.weight", shape=(weights // 10, 10), weights=weights, zeros=round(weights * sparsity))
         for index, sparsity in enumerate(sparsities)
     )
+
+
+def bell(weights: int, deviation: float, hole: float = 0.0) -> WeightHistogram:
+    """About so many weights of a normal distribution, those nearer to zero than `hole` left out."""
+    places = [3 * deviation * (2 * (index + 0.5) / 50 - 1) for index in range(50)]
+    heights = [math.exp(-0.5 * (place / deviation) ** 2) if abs(place) >= hole else 0.0 for place in places]
+    return WeightHistogram(
+        low=-3 * deviation, high=3 * deviation, counts=tuple(round(weights * height / sum(heights)) for height in heights)
+    )
+
+
+def with_histograms(record: RunRecord) -> RunRecord:
+    """The run as if it had written down how the weights of its layers are distributed."""
+    points = []
+    for place, found in enumerate(record.points):
+        own = tuple(
+            layer.model_copy(update={"histogram": bell(layer.weights - layer.zeros, 0.5 + 0.1 * place, 0.2)})
+            for layer in found.layers
+        )
+        points.append(found.model_copy(update={"layers": own}))
+    before = {layer.layer: bell(layer.weights, 0.1) for layer in record.points[0].layers}
+    return record.model_copy(update={"points": tuple(points), "initial_histograms": before})
 
 
 def point(

@@ -9,14 +9,18 @@ from plotly.validator_cache import ValidatorCache
 
 from sparsebench.analysis.figures import trade_off
 from sparsebench.analysis.frontiers import Frontiers, Point, find_frontiers
+from sparsebench.analysis.latencies import measured_latencies
 from sparsebench.analysis.layer_figures import layer_figures, layer_sparsities
 from sparsebench.analysis.palette import BUILT_IN, style
 from sparsebench.analysis.settings import varying_settings
 from sparsebench.analysis.sparsity_axis import position, ticks
 from sparsebench.analysis.statistics import Estimate
 from sparsebench.analysis.study_data import load_study
+from sparsebench.analysis.study_figures import study_figures
+from sparsebench.records.latency import LatencyRecord
 from sparsebench.records.published.values import published_values
 from sparsebench.records.query import query
+from sparsebench.records.run_folder import RunFolder
 from sparsebench.sparsifiers.registry import METHODS
 
 
@@ -125,7 +129,8 @@ def test_points_are_drawn_at_their_measured_sparsity_with_their_settings(data):
         for point in frontiers.points
         if point.method != "dense"
         and not (
-            curves.axes[0].near[0] <= position(point.sparsity) <= curves.axes[0].near[1] and curves.near[0] <= point.test.mean
+            curves.axes[0].near[0] <= position(point.sparsity) <= curves.axes[0].near[1]
+            and curves.views["near"][0] <= point.test.mean
         )
     ]
     assert curves.outside == len(outside)
@@ -134,7 +139,7 @@ def test_points_are_drawn_at_their_measured_sparsity_with_their_settings(data):
 def test_all_points_are_inside_the_view_of_all_points(data):
     frontiers = find_frontiers(data)
     curves = trade_off(frontiers, "accuracy")
-    view = curves.view(curves.axes[0], near=False)
+    view = curves.view(curves.axes[0], "all")
     for point in frontiers.points:
         assert view["xaxis.range"][0] <= position(point.sparsity) <= view["xaxis.range"][1]
         assert view["yaxis.range"][0] <= point.test.mean <= view["yaxis.range"][1]
@@ -172,3 +177,78 @@ def test_settings_that_share_a_name_keep_their_full_names():
         "a": {"parameters.rate": "1", "end": "5", "recipe.rate": "1"},
         "b": {"parameters.rate": "2", "end": "\N{EN DASH}", "recipe.rate": "3"},
     }
+
+
+def test_settings_do_not_tell_which_replicate_a_parent_is():
+    configs = {
+        name: {"parameters": {"end": 5}, "seed": 0, "parent": {"configuration": name * 4, "run_id": name * 9}} for name in "ab"
+    }
+    assert varying_settings(configs) == {"a": {"parent": "aaaa"}, "b": {"parent": "bbbb"}}
+
+
+def measured(directory, batches=(8, 8), left_out=()):
+    """Latencies beside the runs: 0.5 ms and 2 ms in PyTorch, a little more with each run."""
+    for number, folder in enumerate(sorted((directory / "runs").iterdir())):
+        if number in left_out:
+            continue
+        record = RunFolder(folder).read_result()
+        times = {"latency_ms": 0.5 + 0.01 * number, "dense_latency_ms": 2.0 + 0.01 * number}
+        found = LatencyRecord(
+            weights_sha256=record.weights_sha256,
+            batch=batches[number % 2],
+            threads=2,
+            rounds=9,
+            median_latency_ms=1.0,
+            median_dense_latency_ms=3.0,
+            sparse_layers=1,
+            layers=2,
+            **times,
+        )
+        (folder / "latency.json").write_text(found.model_dump_json())
+    return load_study(directory)
+
+
+def test_measured_latency_is_an_axis_where_it_is_known(tmp_path):
+    directory = write(tmp_path, small_study(), [0.8, 0.9])
+    data = load_study(directory)
+    assert measured_latencies(data.results) is None
+    data = measured(directory)
+    curves = study_figures(data, find_frontiers(data)).trade_off
+    (axis,) = (axis for axis in curves.axes if axis.key == "latency")
+    dense = query(directory, "select avg(m) as m from (select run_id, any_value(dense_latency_ms) as m from results group by 1)")
+    said = f"measured latency, ms (8 examples, 2 threads; in PyTorch {dense['m'][0]:.3g})"
+    assert axis.title.replace("\N{NO-BREAK SPACE}", " ") == said
+    line = next(trace for trace in curves.figure.data if trace.name == "magnitude" and trace.mode == "lines+markers")
+    for place, point in zip(line.meta["latency"], find_frontiers(data).chosen["magnitude"], strict=True):
+        mean = query(
+            directory,
+            f"select avg(latency_ms) as ms from results where configuration = '{point.configuration}' "
+            "and split = 'test' and metric = 'accuracy'",
+        )
+        assert place == pytest.approx(mean["ms"][0], rel=1e-4)
+    # Measured is the network that a run kept: that of the first threshold.
+    line = next(trace for trace in curves.figure.data if trace.name == "variational-dropout" and trace.mode == "lines+markers")
+    assert [place is None for place in line.meta["latency"]] == [True, False]
+
+
+def test_latencies_of_different_batches_are_not_drawn(tmp_path):
+    data = measured(write(tmp_path, small_study(), [0.8, 0.9]), batches=(1, 8))
+    assert measured_latencies(data.results) is None
+    assert "latency" not in [axis.key for axis in study_figures(data, find_frontiers(data)).trade_off.axes]
+
+
+def test_a_close_view_shows_what_is_near_the_highest():
+    def figure(*values):
+        points = tuple(
+            Point(f"m{place}", f"{place}", None, None, (0,), 0.9, value, Estimate(value, None, 1), {})
+            for place, value in enumerate(values)
+        )
+        chosen = {point.method: (point,) for point in points}
+        return trade_off(Frontiers((0.9,), chosen, None, points, 0), "accuracy")
+
+    low, high = figure(97.0, 95.0, 90.0, 20.0).views["close"]
+    assert 87.0 < low < 90.0
+    assert 97.0 < high < 99.0
+    assert figure(97.0, 95.0, 90.0, 20.0).views["near"][0] < 20.0
+    assert "close" not in figure(97.0, 95.0, 90.0).views  # all of them are
+    assert "close" not in figure(97.0, 20.0).views  # one alone is

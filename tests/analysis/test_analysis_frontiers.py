@@ -12,10 +12,11 @@ from analysis_studies import point, run, small_study, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparsebench.analysis.frontiers import BestValues, best_values, find_frontiers
+from sparsebench.analysis.frontiers import BestValues, Point, best_values, find_frontiers
 from sparsebench.analysis.statistics import Estimate
 from sparsebench.analysis.study_data import load_study
 from sparsebench.errors import SparsebenchError
+from sparsebench.records.choice import best_candidate, best_of_all
 from sparsebench.records.query import query
 from sparsebench.records.schema import short_hash
 
@@ -209,3 +210,14 @@ def test_random_studies_agree_with_the_rule_read_aloud(records):
         else:
             error = scipy.stats.tstd(expected) / math.sqrt(len(expected)) if len(set(expected)) > 1 else 0.0
             assert got.half_width == pytest.approx(scipy.stats.t.ppf(0.975, len(expected) - 1) * error)
+
+
+def test_among_replicates_where_there_are_any_and_among_all_where_groups_are_compared():
+    lucky = Point("l0", "a", None, None, (0,), 0.9, 99.0, Estimate(80.0, None, 1), {})
+    steady = Point("l0", "b", None, None, (0, 1, 2), 0.92, 97.0, Estimate(96.0, 1.0, 3), {})
+    assert best_candidate([lucky, steady], 0.9) == best_candidate([steady, lucky], 0.9) == steady
+    assert best_candidate([lucky], 0.9) == lucky
+    assert best_candidate([lucky, steady], 0.95) is None
+    assert best_of_all([lucky, steady], 0.9) == lucky
+    assert best_of_all([lucky, steady], 0.92) == steady
+    assert best_of_all([lucky, steady], 0.95) is None

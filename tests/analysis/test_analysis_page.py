@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,12 @@ def unknown_memory():
     return [run("l0", {}, 0, point(0.9, 97.0, 96.0), memory=None)]
 
 
+def neglected():
+    """The only configuration with several seeds is one for the highest sparsity."""
+    tuned = [run("l0", {"penalty": 9}, seed, point(0.9, 70.0, 70.0)) for seed in range(3)]
+    return [*tuned, run("l0", {"penalty": 1}, 0, point(0.5, 98.0, 98.0)), *only_dense()]
+
+
 def single_seeds():
     methods = ("magnitude", "variational-dropout", "l0", "random")
     return [run(method, {}, 0, point(0.9, 97.0, 96.0 + place)) for place, method in enumerate(methods)] + only_dense()
@@ -254,6 +261,8 @@ def single_seeds():
         (unknown_memory, [0.9], [EN_DASH, "No run tells what it cost"]),
         (one_run, [0.9], ["These runs can say nothing about any of the six", "No runs of dense.", "No runs of l0."]),
         (one_run, [0.9], ["The folder holds no training curves", "No method was tried with several values of a setting"]),
+        (one_run, [0.9], ["recorded no distributions of their weights", "No chosen point has a table of its layers"]),
+        (neglected, [0.5, 0.9], ["At 50 % single runs of l0 are more than 5 % better on the validation split"]),
         (single_seeds, [0.9], ["On digits: not shown: one seed", "Every value rests on one seed"]),
         (single_seeds, [0.9], ["No difference between any two methods is shown here and none could be"]),
         (hopeless, [0.9], ["No network of l0 is at least 50 % sparse."]),
@@ -267,6 +276,32 @@ def test_a_page_says_what_cannot_be_said(tmp_path, records, sparsities, sentence
     assert "nan" not in json.dumps(page.figures).lower()
     assert "None" not in page.text
     assert "nan" not in page.text.split()
+
+
+def test_a_page_of_tables_alone_says_what_came_without_them(study, tmp_path):
+    whole = Page(render_page(study))
+    for name in ("results.parquet", "layers.parquet", "study.json"):
+        shutil.copy(study / name, tmp_path / name)
+    page = Page(render_page(tmp_path))
+    assert "The tables of this folder came without its runs" in page.text
+    assert "The tables of this folder came without its runs" not in whole.text
+    assert "The folder holds no training curves" in page.text
+    assert page.tables == whole.tables
+    assert page.figures["tradeoff"] == whole.figures["tradeoff"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["layers.parquet", "results.parquet", "study.json"]
+
+
+def test_runs_whose_loss_became_nan_are_named_and_leave_the_rest(tmp_path):
+    directory = write(tmp_path, one_run(), [0.9], planned_runs=2)
+    fail(
+        directory,
+        run("magnitude", {"rate": 9.0}, 1, point(0.9, 1.0, 1.0)),
+        "the loss is nan at step 12 (digits, magnitude, seed 1)",
+    )
+    page = Page(render_page(directory))
+    assert "1 of 2 planned runs finished, 1 failed, 0 still missing" in page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert page.tables["Failed runs"][1][2].startswith("the loss is nan at step 12")
+    assert "96.00" in page.tables[BEST][1][1]
 
 
 def test_losses_that_are_no_number_do_not_break_the_page(tmp_path):

@@ -145,3 +145,14 @@ def test_each_way_of_training_again_has_a_line(tmp_path):
     assert len({(trace.line.color, trace.line.dash) for trace in figure.data}) == 4
     without = find_frontiers(load_study(write(tmp_path / "without", records[:1], [0.9])))
     assert mask_panel(without, "accuracy").figures == {}
+
+
+def test_sensitivity_does_not_pass_over_values_that_only_single_runs_have(tmp_path):
+    """A setting of which one configuration for a high sparsity has several seeds is not judged by that one alone."""
+    records = [run("l0", {"rate": 1, "end": 9}, seed, point(0.9, 70.0, 70.0)) for seed in range(3)]
+    records += [
+        run("l0", {"rate": 1, "end": 5}, 0, point(0.5, 98.0, 97.0)),
+        run("l0", {"rate": 2, "end": 5}, 0, point(0.5, 96.0, 95.0)),
+    ]
+    panel = sensitivity_panel(find_frontiers(load_study(write(tmp_path, records, [0.5, 0.9]))), "accuracy")
+    assert {trace.name: list(trace.y) for trace in panel.figures["l0: rate"].data} == {"1": [97.0, 70.0], "2": [95.0, None]}

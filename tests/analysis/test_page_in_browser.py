@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
-from analysis_studies import point, run, small_study, write
+from analysis_studies import point, run, small_study, with_histograms, write
+from page_walk import click_legend, look_at_figures, open_page, point_at, sort_tables
 
 from sparsebench.analysis.page import write_page
 from sparsebench.analysis.paper import paper_figures, write_paper_page
 
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "runs" / "quickstart" / "report.html"
+COMMITTED = sorted(ROOT.glob("results/*/report.html"))
 HOSTILE = "</script><img src=x onerror='window.broken = 1'>"
 
 
@@ -32,7 +37,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    records = small_study()
+    records = [with_histograms(record) for record in small_study()]
     records += [run(f"idea {HOSTILE}", {"trick": f"{HOSTILE}{n}"}, 0, point(0.9, 80.0 + n, 81.0)) for n in range(2)]
     directory = write(tmp_path_factory.mktemp("study"), records, [0.8, 0.9, 0.98], note=HOSTILE)
     return write_page(directory)
@@ -153,3 +158,39 @@ def test_tables_are_sorted_by_a_click_on_their_headings(browser, report):
     assert methods()[:-1] == sorted(methods()[:-1])
     assert methods()[-1] == "dense"
     page.close()
+
+
+@pytest.mark.parametrize("path", [QUICKSTART, *COMMITTED], ids=lambda path: path.parent.name)
+def test_pages_of_real_studies_work_offline(browser, path):
+    if not path.exists():
+        pytest.skip("THE QUICKSTART'S PAGE WAS NOT TRIED IN A BROWSER: make it with `make quickstart`, as .ci/run does")
+    complaints: list[str] = []
+    page = open_page(browser, path, complaints)
+    figures = look_at_figures(page)
+    assert {"plot-trade-off", "plot-layers", "plot-cost-figure"} <= set(figures)
+    assert "sparsity" in point_at(page, "#plot-trade-off")
+    click_legend(page, "#plot-trade-off")
+    close = page.get_by_role("button", name="Close to the highest")
+    if close.count():  # where methods are far apart
+        lowest = "document.querySelector('#plot-trade-off').layout.yaxis.range[0]"
+        before = page.evaluate(lowest)
+        close.click()
+        page.wait_for_timeout(300)
+        assert page.evaluate(lowest) > before
+    assert sort_tables(page) >= 3
+    assert complaints == []
+    page.context.close()
+
+
+def test_every_figure_is_drawn_and_answers(browser, report):
+    complaints: list[str] = []
+    page = open_page(browser, report, complaints)
+    figures = look_at_figures(page)
+    assert {"plot-trade-off", "plot-layers", "plot-distributions", "plot-sensitivity", "plot-budget"} <= set(figures)
+    assert "test accuracy (%)" in point_at(page, "#plot-trade-off").replace("\N{NO-BREAK SPACE}", " ")
+    assert "weights" in point_at(page, "#plot-layers")
+    click_legend(page, "#plot-trade-off")
+    click_legend(page, "#plot-distributions")
+    assert sort_tables(page) >= 4
+    assert complaints == []
+    page.context.close()

@@ -16,7 +16,7 @@ from test_records_table import record, write
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.export import export
 from sparsebench.records.published.values import published_table, published_values
-from sparsebench.records.rows import LAYERS_SCHEMA, RESULTS_SCHEMA
+from sparsebench.records.rows import DISTRIBUTIONS_SCHEMA, LAYERS_SCHEMA, RESULTS_SCHEMA
 from sparsebench.records.table import open_tables
 
 
@@ -35,17 +35,16 @@ def parsed(text: str, like: Any) -> Any:
     return type(like)(text)
 
 
-@pytest.mark.parametrize("table", ["results", "layers", "published"])
+@pytest.mark.parametrize("table", ["results", "layers", "distributions", "published"])
 @pytest.mark.parametrize("ending", [".csv", ".csv.gz", ".parquet"])
 def test_files_hold_the_table_to_the_last_bit(directory: Path, tmp_path: Path, table: str, ending: str) -> None:
     target = tmp_path / f"file{ending}"
     count = export(directory, target, table)
     tables = open_tables(directory)
-    expected = {
-        "results": lambda: pq.read_table(tables.results).to_pylist(),
-        "layers": lambda: pq.read_table(tables.layers).to_pylist(),
-        "published": lambda: [value.model_dump() for value in published_values()],
-    }[table]()
+    if table == "published":
+        expected = [value.model_dump() for value in published_values()]
+    else:
+        expected = tables.rows(table).to_table().to_pylist()
     assert count == len(expected) > 0
     if ending == ".parquet":
         assert pq.read_table(target).to_pylist() == expected
@@ -71,7 +70,7 @@ def test_same_rows_are_the_same_bytes(directory: Path, tmp_path: Path) -> None:
     ("name", "table", "message"),
     [
         ("file.xlsx", "results", r"^cannot export to 'file\.xlsx': expected a name that ends in \.csv, \.csv\.gz, \.parquet$"),
-        ("file.csv", "runs", r"^no table 'runs': expected one of results, layers, published$"),
+        ("file.csv", "runs", r"^no table 'runs': expected one of results, layers, distributions, published$"),
         ("no/file.csv", "results", r"^cannot write \S+file\.csv: No such file or directory$"),
     ],
 )
@@ -83,10 +82,11 @@ def test_what_cannot_be_exported_is_one_line(directory: Path, tmp_path: Path, na
 
 def test_every_column_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
-    _, results, layers, published = re.split(r"^## The table .*$", text, flags=re.MULTILINE)
+    _, results, layers, distributions, published = re.split(r"^## The table .*$", text, flags=re.MULTILINE)
     for section, names in (
         (results, RESULTS_SCHEMA.names),
         (layers, LAYERS_SCHEMA.names),
+        (distributions, DISTRIBUTIONS_SCHEMA.names),
         (published, published_table().column_names),
     ):
         assert set(re.findall(r"`(\w+)`", section)) >= set(names)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,11 +20,17 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.records.query import query
 from sparsebench.records.rows import LAYERS_SCHEMA, RESULTS_SCHEMA, layer_rows, result_rows
 from sparsebench.records.run_folder import RunFolder
-from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord, short_hash
+from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord, WeightHistogram, short_hash
 from sparsebench.records.table import open_tables
 
 LAYERS = (
-    LayerRecord(layer="0.weight", shape=(4, 1, 3, 3), weights=36, zeros=18),
+    LayerRecord(
+        layer="0.weight",
+        shape=(4, 1, 3, 3),
+        weights=36,
+        zeros=18,
+        histogram=WeightHistogram(low=-0.5, high=0.5, counts=(8, 1, 9, 0)),
+    ),
     LayerRecord(layer="7.weight", shape=(10, 4), weights=40, zeros=40),
 )
 
@@ -76,7 +83,7 @@ def test_results_have_a_row_for_each_evaluation_split_and_metric(tmp_path: Path)
     (tmp_path / "study.json").write_text(json.dumps({"name": "mine"}))
     for run in (one, other):
         RunFolder(tmp_path / "runs" / run.run_id).model_path.write_bytes(b"small")
-    rows = pq.read_table(open_tables(tmp_path).results).to_pylist()
+    rows = open_tables(tmp_path).rows("results").to_table().to_pylist()
     assert len(rows) == 4 + 8
     found = {(row["run_id"], row["threshold"], row["split"], row["metric"]): row for row in rows}
     assert len(found) == len(rows)
@@ -103,6 +110,10 @@ def test_results_have_a_row_for_each_evaluation_split_and_metric(tmp_path: Path)
         "inference_cost": 0.25,
         "training_cost": 0.75,
         "file_bytes": 5,
+        "latency_ms": None,
+        "dense_latency_ms": None,
+        "latency_batch": None,
+        "latency_threads": None,
         "config": '{"method":"magnitude","parameters":{"sparsity":0.9},"seed":0}',
     }
     assert found[other.run_id, 1.0, "validation", "loss"]["value"] == 0.5
@@ -115,7 +126,7 @@ def test_results_have_a_row_for_each_evaluation_split_and_metric(tmp_path: Path)
 
 
 def test_columns_have_the_promised_types(tmp_path: Path) -> None:
-    schema = pq.read_schema(open_tables(write(tmp_path, record(peak_memory_bytes=None))).results)
+    schema = open_tables(write(tmp_path, record(peak_memory_bytes=None))).rows("results").schema
     types = {field.name: str(field.type) for field in schema}
     promised = {
         "run_id": "string",
@@ -153,6 +164,83 @@ def test_layers_are_a_table_too(tmp_path: Path) -> None:
     assert answer.to_numpy().tolist() == [[0, "0.weight", "4x1x3x3", 36, 18, 0.5], [1, "7.weight", "10x4", 40, 40, 1.0]]
 
 
+def test_distributions_are_a_table_too(tmp_path: Path) -> None:
+    """A row for each histogram that a run wrote down, and none for what it did not."""
+    begun = {"0.weight": WeightHistogram(low=-1.0, high=1.0, counts=(9, 9, 9, 9))}
+    write(tmp_path, record(0, "variational-dropout", (3.0, 1.0), initial_histograms=begun), record(1, points=bare(record())))
+    answer = query(
+        tmp_path,
+        "select moment, target_sparsity, threshold, position, layer, weights, low, high, counts, method, seed from distributions "
+        "order by moment desc, threshold",
+    )
+    rows = [tuple(None if value != value else value for value in row) for row in answer.itertuples(index=False)]
+    assert rows == [
+        ("initialization", None, None, 0, "0.weight", 36, -1.0, 1.0, "[9, 9, 9, 9]", "variational-dropout", 0),
+        ("end", None, 1.0, 0, "0.weight", 18, -0.5, 0.5, "[8, 1, 9, 0]", "variational-dropout", 0),
+        ("end", None, 3.0, 0, "0.weight", 18, -0.5, 0.5, "[8, 1, 9, 0]", "variational-dropout", 0),
+    ]
+    whole = query(
+        tmp_path, "select sum(list_sum(from_json(counts, '[\"bigint\"]'))) as n from distributions where moment = 'end'"
+    )
+    left = query(tmp_path, "select sum(weights - zeros) as n from layers where method = 'variational-dropout'")
+    assert int(whole["n"][0]) == int(left["n"][0]) == 36
+
+
+def bare(full: RunRecord) -> tuple[PointRecord, ...]:
+    """Its points as an older release wrote them."""
+    layers = tuple(layer.model_copy(update={"histogram": None}) for layer in full.points[0].layers)
+    return (full.points[0].model_copy(update={"layers": layers}),)
+
+
+def passed_on(directory: Path, target: Path, *names: str) -> Path:
+    open_tables(directory)
+    target.mkdir()
+    for name in names:
+        shutil.copy(directory / name, target / name)
+    return target
+
+
+def test_tables_answer_without_their_runs(tmp_path: Path) -> None:
+    whole = write(tmp_path / "whole", record(0), record(1))
+    alone = passed_on(whole, tmp_path / "alone", "results.parquet", "layers.parquet", "distributions.parquet")
+    before = {path.name: path.read_bytes() for path in alone.iterdir()}
+    for table in ("results", "layers", "distributions"):
+        asked = f"select * from {table}"
+        assert query(alone, asked).equals(query(whole, asked))
+    assert {path.name: path.read_bytes() for path in alone.iterdir()} == before
+
+
+def test_what_older_tables_lack_is_not_known(tmp_path: Path) -> None:
+    alone = passed_on(write(tmp_path / "whole", record()), tmp_path / "alone", "results.parquet")
+    pq.write_table(pq.read_table(alone / "results.parquet").drop_columns(["processor_seconds"]), alone / "results.parquet")
+    assert query(alone, "select processor_seconds as s from results")["s"].isna().all()
+    assert len(query(alone, "select * from layers")) == len(query(alone, "select * from distributions")) == 0
+
+
+@pytest.mark.parametrize("damage", ["bytes", "column", "type"])
+def test_tables_alone_that_cannot_be_read_are_named(tmp_path: Path, damage: str) -> None:
+    alone = passed_on(write(tmp_path / "whole", record()), tmp_path / "alone", "results.parquet")
+    path = alone / "results.parquet"
+    if damage == "bytes":
+        path.write_bytes(b"PAR1 no more")
+    elif damage == "column":
+        pq.write_table(pq.read_table(path).drop_columns(["method"]), path)
+    else:
+        pq.write_table(pa.table({"run_id": [1.5], "value": ["x"]}), path)
+    with pytest.raises(SparsebenchError, match=r"results\.parquet (cannot be read|is no table)") as caught:
+        query(alone, "select * from results")
+    assert "\n" not in str(caught.value)
+
+
+def test_runs_come_before_tables(tmp_path: Path) -> None:
+    write(tmp_path, record())
+    assert count(tmp_path) == 1
+    shutil.rmtree(tmp_path / "runs")
+    assert count(tmp_path) == 1  # all that is left
+    write(tmp_path, record(1), record(2))
+    assert count(tmp_path) == 2
+
+
 def stamps(directory: Path) -> list[tuple[int, int]]:
     return [
         (path.stat().st_mtime_ns, path.stat().st_ino) for path in (directory / "results.parquet", directory / "layers.parquet")
@@ -185,7 +273,7 @@ def test_tables_are_made_again_when_runs_change_and_only_then(tmp_path: Path) ->
     assert query(tmp_path, "select distinct study from results")["study"].tolist() == ["later"]
 
 
-@pytest.mark.parametrize("name", ["results.parquet", "layers.parquet"])
+@pytest.mark.parametrize("name", ["results.parquet", "layers.parquet", "distributions.parquet"])
 @pytest.mark.parametrize(
     "damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"PAR1"), lambda path: path.touch()]
 )
@@ -312,7 +400,7 @@ def test_file_is_readable_for_those_that_the_umask_lets(tmp_path: Path) -> None:
     assert (tmp_path / "page.html").stat().st_mode & 0o777 == 0o644
 
 
-@pytest.mark.parametrize("name", ["results.parquet", "layers.parquet"])
+@pytest.mark.parametrize("name", ["results.parquet", "layers.parquet", "distributions.parquet"])
 def test_full_disk_leaves_no_half_written_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     write(tmp_path, record())
     sync = os.fsync
@@ -375,5 +463,5 @@ def test_lock_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 def test_schema_of_the_tables_is_what_the_rows_hold() -> None:
-    assert set(RESULTS_SCHEMA.names) == set(next(result_rows(record(), None, None)))
+    assert set(RESULTS_SCHEMA.names) == set(next(result_rows(record(), None, None, None)))
     assert set(LAYERS_SCHEMA.names) == set(next(layer_rows(record())))

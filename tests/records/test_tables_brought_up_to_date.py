@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from sparsebench.records.query import query
 from sparsebench.records.run_folder import RunFolder
-from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord, short_hash
+from sparsebench.records.schema import LayerRecord, PointRecord, RunRecord, WeightHistogram, short_hash
 from sparsebench.records.table import open_tables
 
-FILES = ("results.parquet", "layers.parquet", "run_states.parquet")
+FILES = ("results.parquet", "layers.parquet", "distributions.parquet", "run_states.parquet")
+HISTOGRAM = WeightHistogram(low=-1.0, high=1.0, counts=(1, 0, 0, 1))
 
 
 def record(seed: int, points: int, layers: int, seconds: float) -> RunRecord:
@@ -29,7 +30,9 @@ def record(seed: int, points: int, layers: int, seconds: float) -> RunRecord:
         threshold=None,
         sparsity=0.9,
         metrics={"validation": {"accuracy": 90.0 + seed % 7}, "test": {"accuracy": 89.0}},
-        layers=tuple(LayerRecord(layer=f"{n}.weight", shape=(4, 5), weights=20, zeros=18) for n in range(layers)),
+        layers=tuple(
+            LayerRecord(layer=f"{n}.weight", shape=(4, 5), weights=20, zeros=18, histogram=HISTOGRAM) for n in range(layers)
+        ),
         multiply_adds=250,
     )
     return RunRecord(
@@ -48,6 +51,7 @@ def record(seed: int, points: int, layers: int, seconds: float) -> RunRecord:
         dense_multiply_adds=1000,
         training_multiply_adds=3e6,
         dense_training_multiply_adds=4e6,
+        initial_histograms={f"{n}.weight": HISTOGRAM for n in range(layers)},
         points=(point,) * points,
     )
 
@@ -91,7 +95,7 @@ def test_step_by_step_is_at_once(actions: list[tuple[Any, ...]]) -> None:
                     open_tables(directory)
         shutil.copytree(directory, Path(place) / "once", ignore=shutil.ignore_patterns("*.parquet"))
         open_tables(Path(place) / "once")
-        for name in ("results.parquet", "layers.parquet"):
+        for name in FILES[:3]:
             assert pq.read_table(directory / name).equals(pq.read_table(Path(place) / "once" / name))
 
 
@@ -117,9 +121,9 @@ def test_only_records_that_changed_are_read(tmp_path: Path, monkeypatch: pytest.
 def test_rows_of_another_release_are_not_taken_over(tmp_path: Path) -> None:
     make_folder(tmp_path, 0)
     write(tmp_path, record(0, 1, 1, 1.0))
-    tables = open_tables(tmp_path)
-    old = pq.read_table(tables.results).drop_columns(["seconds"])
-    pq.write_table(old, tables.results)  # with the fingerprint that it had
+    open_tables(tmp_path)
+    old = pq.read_table(tmp_path / "results.parquet").drop_columns(["seconds"])
+    pq.write_table(old, tmp_path / "results.parquet")  # with the fingerprint that it had
     make_folder(tmp_path, 1)
     write(tmp_path, record(1, 1, 1, 1.0))
     assert query(tmp_path, "select sum(seconds) as s from results")["s"][0] == 4.0

@@ -1,4 +1,4 @@
-"""What a trade-off can be drawn against: sparsity, weights that are left, arithmetic of inference and of training, bytes."""
+"""What a trade-off can be drawn against: sparsity, weights left, arithmetic of inference and training, bytes, latency."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pandas as pd
 
 from sparsebench.analysis import sparsity_axis
 from sparsebench.analysis.frontiers import DENSE, Frontiers, Point
+from sparsebench.analysis.latencies import Measured
 
 __all__ = ["Axis", "axes", "count_weights"]
 
@@ -47,12 +48,13 @@ class Axis:
         return (10.0 ** view[0], 10.0 ** view[1]) if self.layout["type"] == "log" else view
 
 
-def axes(frontiers: Frontiers, weights: int | None) -> tuple[Axis, ...]:
+def axes(frontiers: Frontiers, weights: int | None, latency: Measured | None) -> tuple[Axis, ...]:
     """The axes on which the chosen points of a study have places, that of sparsity first.
 
     Args:
         frontiers: The chosen points.
         weights: How many weights the network has that can be made sparse; None where unknown.
+        latency: How latencies were measured; None where they cannot be compared.
     """
     found = [_sparsity_axis(frontiers)]
     others: list[tuple[str, str, Callable[[Point], float | None]]] = [
@@ -60,6 +62,8 @@ def axes(frontiers: Frontiers, weights: int | None) -> tuple[Axis, ...]:
         ("training", "multiply-adds of training, 1 = dense", lambda point: point.training_cost),
         ("bytes", "bytes of the compressed checkpoint", lambda point: point.file_bytes),
     ]
+    if latency is not None:
+        others.append(("latency", latency.title, lambda point: point.latency_ms))
     if weights is not None:
         others.insert(0, ("weights", "non-zero weights", lambda point: _kept(point, weights)))
     chosen = [point for row in frontiers.chosen.values() for point in row if point is not None]

@@ -12,6 +12,7 @@ from sparsebench.analysis import sparsity_axis
 from sparsebench.analysis.axes import Axis, axes
 from sparsebench.analysis.best_lines import half_widths, means
 from sparsebench.analysis.frontiers import DENSE, Frontiers, Point
+from sparsebench.analysis.latencies import Measured
 from sparsebench.analysis.layout import as_plotly_text, base_layout, line_trace, metric_axis
 from sparsebench.analysis.palette import style
 from sparsebench.analysis.published_curves import PublishedCurve, published_traces
@@ -23,6 +24,7 @@ __all__ = ["TradeOff", "facts", "trade_off"]
 
 _MOST_POINTS = 6000  # more would neither be told apart nor fit the page
 _DODGE = 0.011  # between methods that stand at the same sparsity, in units of the axis
+_CLOSE = 0.1  # of the highest value
 _DIGITS = 5  # of the places of marks: more than a screen shows
 
 
@@ -33,8 +35,8 @@ class TradeOff:
     Args:
         figure: The figure against sparsity, showing the best values. The `meta` of each trace has its places on the other axes.
         axes: What it can be drawn against, sparsity first.
-        near: The range of values that holds the best ones.
-        all: The range of all values.
+        views: Ranges of values by name: "near" holds the best ones, "close" those of them that are within a tenth of the highest,
+            "all" every value; "close" is left out where it would show the same as "near".
         outside: How many points the first view does not show.
         drawn: How many points are drawn.
         total: How many there are; more than `drawn` in a huge study only.
@@ -42,21 +44,25 @@ class TradeOff:
 
     figure: go.Figure
     axes: tuple[Axis, ...]
-    near: tuple[float, float]
-    all: tuple[float, float]
+    views: Mapping[str, tuple[float, float]]
     outside: int
     drawn: int
     total: int
 
-    def view(self, axis: Axis, *, near: bool) -> dict[str, Any]:
-        """What Plotly's `relayout` needs to show an axis, with the best values or with every point."""
+    def view(self, axis: Axis, name: str) -> dict[str, Any]:
+        """What Plotly's `relayout` needs to show an axis and one of the `views`."""
         kind = {f"xaxis.{name}": setting for name, setting in ({"tickvals": None, "ticktext": None} | axis.layout).items()}
-        where = {"xaxis.range": list(axis.near if near else axis.all), "yaxis.range": list(self.near if near else self.all)}
+        where = {"xaxis.range": list(axis.all if name == "all" else axis.near), "yaxis.range": list(self.views[name])}
         return kind | where | {"xaxis.title.text": axis.title}
 
 
 def trade_off(
-    frontiers: Frontiers, metric: str, published: Sequence[PublishedCurve] = (), weights: int | None = None
+    frontiers: Frontiers,
+    metric: str,
+    published: Sequence[PublishedCurve] = (),
+    *,
+    weights: int | None = None,
+    latency: Measured | None = None,
 ) -> TradeOff:
     """Draw the test metric against sparsity: the best values as lines, every point faintly, dense as a level.
 
@@ -65,16 +71,18 @@ def trade_off(
         metric: The name of the primary metric.
         published: Printed curves of the same workload and metric to draw beside them.
         weights: How many weights of the network can be made sparse, where known.
+        latency: How latencies were measured, where they can be compared.
 
     Returns:
         The figure and its views.
     """
     sparse = [point for point in frontiers.points if point.method != DENSE]
     drawn = sparse[:: max(1, -(-len(sparse) // _MOST_POINTS))]
-    scales = axes(frontiers, weights)
+    scales = axes(frontiers, weights, latency)
     every = _value_range([point.test for point in drawn], frontiers.dense)
     best = [point.test for chosen in frontiers.chosen.values() for point in chosen if point is not None]
     near = _value_range(best, frontiers.dense) if best else every
+    views = {"near": near} | _close(best, frontiers.dense) | {"all": every}
     figure = go.Figure()
     if frontiers.dense is not None:
         figure.add_traces(list(_dense_traces(frontiers.dense, metric, scales)))
@@ -92,7 +100,7 @@ def trade_off(
         yaxis=metric_axis(metric) | {"range": near},
     )
     outside = sum(not _inside(point, scales[0].near, near) for point in drawn)
-    return TradeOff(figure, scales, near, every, outside, len(drawn), len(sparse))
+    return TradeOff(figure, scales, views, outside, len(drawn), len(sparse))
 
 
 def _places(scales: Sequence[Axis], points: Sequence[Point | None]) -> dict[str, list[float | None]]:
@@ -217,6 +225,13 @@ def _value_range(estimates: Sequence[Estimate], dense: Point | None) -> tuple[fl
     high = max(mean + width for mean, width in zip(means, reach, strict=True))
     margin = 0.06 * (high - low)
     return low - margin, high + margin
+
+
+def _close(best: Sequence[Estimate], dense: Point | None) -> dict[str, tuple[float, float]]:
+    """The view of the best values that are near the highest: where one method collapses, the others cannot be told apart."""
+    top = max((one.mean for one in [*best, *([] if dense is None else [dense.test])]), default=0.0)
+    high = [one for one in best if one.mean >= top - _CLOSE * abs(top)]
+    return {"close": _value_range(high, dense)} if 1 < len(high) < len(best) else {}
 
 
 def _inside(point: Point, x: tuple[float, float], y: tuple[float, float]) -> bool:

@@ -54,6 +54,7 @@ class Point:
             seeds, None where unknown.
         training_cost: Those of the training, likewise.
         file_bytes: The size of the network as a compressed checkpoint, the mean over seeds; None where no run kept this network.
+        latency_ms: Milliseconds of a batch through it, run sparse, likewise; None where that was not measured.
     """
 
     method: str
@@ -69,6 +70,7 @@ class Point:
     inference_cost: float | None = field(default=None, compare=False)
     training_cost: float | None = field(default=None, compare=False)
     file_bytes: float | None = field(default=None, compare=False)
+    latency_ms: float | None = field(default=None, compare=False)
 
     @property
     def by_seed(self) -> dict[int, float]:
@@ -115,6 +117,7 @@ class _Evaluation(NamedTuple):
     inference_cost: float | None
     training_cost: float | None
     file_bytes: float | None
+    latency_ms: float | None
 
 
 _Key = tuple[str, str, float | None, float | None]
@@ -152,6 +155,7 @@ def find_points(data: StudyData) -> tuple[tuple[Point, ...], int]:
         "inference_cost",
         "training_cost",
         "file_bytes",
+        "latency_ms",
     )
     for method, configuration, target, threshold, seed, split, sparsity, value, config, run_id, *costs in zip(
         *(table[column] for column in columns), strict=True
@@ -185,6 +189,7 @@ def find_points(data: StudyData) -> tuple[tuple[Point, ...], int]:
                     inference_cost=_mean_or_none(splits["test"].inference_cost for splits in complete.values()),
                     training_cost=_mean_or_none(splits["test"].training_cost for splits in complete.values()),
                     file_bytes=_mean_or_none(splits["test"].file_bytes for splits in complete.values()),
+                    latency_ms=_mean_or_none(splits["test"].latency_ms for splits in complete.values()),
                 )
             )
     return tuple(points), incomplete

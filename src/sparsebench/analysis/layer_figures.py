@@ -10,14 +10,13 @@ import plotly.graph_objects as go
 
 from sparsebench.analysis import sparsity_axis
 from sparsebench.analysis.frontiers import Frontiers, Point
-from sparsebench.analysis.layout import LEVEL_LINE, as_plotly_text, base_layout
+from sparsebench.analysis.layout import LEVEL_LINE, as_plotly_text, base_layout, short_name
 from sparsebench.analysis.palette import style
 from sparsebench.analysis.panels import Panel
 from sparsebench.analysis.wording import asked, count, measured
 
 __all__ = ["LayerSparsity", "layer_figures", "layer_panel", "layer_sparsities", "rows_of"]
 
-_LONGEST_LABEL = 34  # letters of a layer's name that a phone has room for
 _LABEL_HEIGHT = 22  # pixels of a row's label
 _MARK_HEIGHT = 10  # pixels that each method takes in a row
 
@@ -145,9 +144,8 @@ def _figure(found: Mapping[str, tuple[LayerSparsity, ...]], sparsity: float, end
 
 
 def _row_label(row: int, layer: str, weights: int) -> dict[str, object]:
-    short = layer if len(layer) <= _LONGEST_LABEL else f"{layer[: _LONGEST_LABEL // 2 - 1]}…{layer[-_LONGEST_LABEL // 2 :]}"
     return {
-        "text": f"{as_plotly_text(short)} · {count(weights, 'weight')}",
+        "text": f"{as_plotly_text(short_name(layer))} · {count(weights, 'weight')}",
         "xref": "paper",
         "x": 0,
         "xanchor": "left",

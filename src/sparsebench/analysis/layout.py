@@ -11,12 +11,13 @@ import plotly.graph_objects as go
 from sparsebench.analysis.palette import Style
 from sparsebench.analysis.wording import metric_label
 
-__all__ = ["LEVEL_LINE", "as_plotly_text", "base_layout", "line_trace", "metric_axis"]
+__all__ = ["LEVEL_LINE", "as_plotly_text", "base_layout", "line_trace", "metric_axis", "short_name"]
 
 LEVEL_LINE = {"color": "#808080", "width": 1.5, "dash": "dash"}
 """The look of a line that marks a level: the dense network, the sparsity asked about."""
 
 _LONGEST = 90  # letters of one line in a hover label
+_LONGEST_NAME = 34  # letters of a layer's name that a phone has room for
 
 
 def as_plotly_text(text: str) -> str:
@@ -28,6 +29,17 @@ def as_plotly_text(text: str) -> str:
     """
     text = " ".join(text.split())
     return html.escape(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…", quote=False)
+
+
+def short_name(layer: str) -> str:
+    """A layer's name without its middle where it is long.
+
+    Example:
+        >>> short_name("conv.weight"), short_name("encoder.layers.11.self_attention.in_proj_weight")
+        ('conv.weight', 'encoder.layers.1…on.in_proj_weight')
+    """
+    half = _LONGEST_NAME // 2
+    return layer if len(layer) <= _LONGEST_NAME else f"{layer[: half - 1]}…{layer[-half:]}"
 
 
 def base_layout(height: int) -> dict[str, Any]:

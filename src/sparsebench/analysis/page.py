@@ -147,13 +147,12 @@ def _render(data: StudyData, frontiers: Frontiers, figures: StudyFigures) -> str
         shared=shared,
         costs=costs(data),
         failed=failed_runs(data),
+        tables_alone=data.tables_alone,
         tolerance=f"{100 * TOLERANCE:g}",
         level=f"{100 * LEVEL:g}",
         figures={
             "tradeoff": as_json(curves.figure),
-            "axes": {
-                axis.key: {view: curves.view(axis, near=view == "near") for view in ("near", "all")} for axis in curves.axes
-            },
+            "axes": {axis.key: {view: curves.view(axis, view) for view in curves.views} for axis in curves.axes},
             "panels": {one.key: one.as_json() for one in (*figures.panels, figures.cost)},
         },
     )

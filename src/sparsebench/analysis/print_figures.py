@@ -21,6 +21,7 @@ __all__ = ["print_figures"]
 
 _FORMATS = ("pdf", "svg")
 _SIZE = (6.4, 4.0)  # inches: across a page, or the width of a slide's half
+_ROW = 1.1  # inches of a row where there are many
 _POINTS_PER_PIXEL = 0.6
 _LEGEND_LETTERS = 110  # of a line
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", "longdash": (0, (8, 3))}
@@ -96,17 +97,24 @@ def _file_name(name: str) -> str:
 
 def _draw(canvas: Any, figure: Mapping[str, Any]) -> None:
     layout = figure["layout"]
-    second = "yaxis2" in layout
-    grid = canvas.subplots(2, 1, sharex=True, height_ratios=(3, 2)) if second else [canvas.subplots()]
-    parts: dict[str, Axes] = dict(zip(("y", "y2"), grid, strict=False))
+    rows = [key for key in layout if key.startswith("yaxis")]
+    own_x = "xaxis2" in layout  # else all rows have the first one's
+    heights = [end - begin for begin, end in (layout[row].get("domain") or (0.0, 1.0) for row in rows)]
+    grid = canvas.subplots(len(rows), 1, sharex=not own_x, height_ratios=heights, squeeze=False)[:, 0]
+    canvas.set_figheight(max(_SIZE[1], _ROW * len(rows)))
+    parts: dict[str, Axes] = {row.replace("axis", ""): part for row, part in zip(rows, grid, strict=True)}
     for trace in figure["data"]:
         _draw_trace(parts[trace.get("yaxis") or "y"], trace)
-    for key, part in parts.items():
-        _dress(part, layout["xaxis"], layout["yaxis" if key == "y" else "yaxis2"], last=part is grid[-1])
+    for row, part in zip(rows, grid, strict=True):
+        x = layout[row.replace("y", "x") if own_x else "xaxis"]
+        _dress(part, x, layout[row], named=own_x or part is grid[-1])
     for shape in layout.get("shapes") or ():
         if shape["type"] == "line":
             _draw_line(parts["y"], shape)
-    for note in layout.get("annotations") or ():
+    for number, note in enumerate(layout.get("annotations") or ()):
+        if own_x:
+            grid[number].set_title(_plain(note["text"]), loc="left", fontsize=7, pad=2)
+            continue
         parts["y"].annotate(
             _plain(note["text"]), (0.0, note["y"]), xycoords=("axes fraction", "data"), fontsize=6, va=_ALIGNED[note["yanchor"]]
         )
@@ -124,7 +132,8 @@ def _draw_trace(part: Any, trace: Mapping[str, Any]) -> None:
     if trace["type"] == "heatmap":
         _draw_cells(part, trace)
         return
-    x, y = _numbers(trace.get("x")), _numbers(trace.get("y"))
+    y = _numbers(trace.get("y"))
+    x = [trace["x0"] + place * trace["dx"] for place in range(len(y))] if "x0" in trace else _numbers(trace.get("x"))
     line, marker = trace.get("line") or {}, trace.get("marker") or {}
     if trace.get("fill") == "toself":
         part.fill(x, y, color="#808080", alpha=0.18, linewidth=0)
@@ -142,6 +151,7 @@ def _draw_trace(part: Any, trace: Mapping[str, Any]) -> None:
         "marker": _MARKERS[symbol.removesuffix("-open")] if marks else "none",
         "markersize": _POINTS_PER_PIXEL * (max(size) if isinstance(size, list | tuple) else size),
         "alpha": marker.get("opacity"),
+        "drawstyle": "steps-mid" if line.get("shape") == "hvh" else "default",
         "label": label,
     }
     if symbol.endswith("-open"):
@@ -153,6 +163,8 @@ def _draw_trace(part: Any, trace: Mapping[str, Any]) -> None:
         part.errorbar(x, y, yerr=bars, capsize=2, elinewidth=0.8, **look)
     else:
         part.plot(x, y, **look)
+    if trace.get("fill") == "tozeroy":
+        part.fill_between(x, y, color=line["color"], alpha=0.25, linewidth=0, step="mid")
 
 
 def _draw_cells(part: Any, trace: Mapping[str, Any]) -> None:
@@ -166,7 +178,7 @@ def _numbers(values: Iterable[Any] | None) -> list[float]:
     return [float("nan") if value is None else float(value) for value in (() if values is None else values)]
 
 
-def _dress(part: Any, x: Mapping[str, Any], y: Mapping[str, Any], *, last: bool) -> None:
+def _dress(part: Any, x: Mapping[str, Any], y: Mapping[str, Any], *, named: bool) -> None:
     for name, axis in (("x", x), ("y", y)):
         if axis.get("type") == "log":
             part.set(**{f"{name}scale": "log"})
@@ -178,7 +190,7 @@ def _dress(part: Any, x: Mapping[str, Any], y: Mapping[str, Any], *, last: bool)
         part.set(**{f"{name}lim": limits})  # after the ticks, which would widen them
         if axis.get("showticklabels") is False:
             part.set(**{f"{name}ticks": []})
-        if name == "y" or last:
+        if name == "y" or named:
             part.set(**{f"{name}label": _plain((axis.get("title") or {}).get("text", ""))})
     part.grid(visible=True, color="#dddddd", linewidth=0.5)
     part.set_axisbelow(True)

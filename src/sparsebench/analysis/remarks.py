@@ -7,9 +7,13 @@ from collections.abc import Iterator
 from sparsebench.analysis.frontiers import DENSE, Frontiers
 from sparsebench.analysis.study_data import StudyData, known_steps
 from sparsebench.analysis.wording import asked, count, listing, spread
+from sparsebench.records.choice import best_of_all
 from sparsebench.records.schema import OWN_SOURCE
 
 __all__ = ["remarks", "summary"]
+
+_LUCK = 0.05  # of a value
+_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def summary(data: StudyData, frontiers: Frontiers) -> str:
@@ -38,6 +42,7 @@ def remarks(data: StudyData, frontiers: Frontiers) -> list[str]:
         *_sources(data, frontiers),
         *_comparison(data, frontiers),
         *_spread(frontiers),
+        *_passed_over(frontiers),
         *_budget(data),
     ]
 
@@ -68,6 +73,11 @@ def _sources(data: StudyData, frontiers: Frontiers) -> Iterator[str]:
         yield (
             f"These results are imported ({data.source}). They have one split, which both chose the values and reports them, so "
             "the best values look a little better than they are; what the runs cost is unknown."
+        )
+    if data.tables_alone:
+        yield (
+            "The tables of this folder came without its runs, so that nothing is known of runs that failed, nor of how the "
+            "trainings went on."
         )
     if not data.has_study_file:
         yield (
@@ -115,6 +125,22 @@ def _spread(frontiers: Frontiers) -> Iterator[str]:
         yield f"{single} of the {len(shown)} values shown rest on one seed and have no interval."
     if any(point.test.n == 2 for point in shown):
         yield "An interval from two seeds is very wide by nature: 12.7 standard errors to either side."
+
+
+def _passed_over(frontiers: Frontiers) -> Iterator[str]:
+    """Where configurations of several seeds were chosen that stay far below single runs: luck does not explain so much."""
+    for method, chosen in frontiers.chosen.items():
+        own = [point for point in frontiers.points if point.method == method]
+        places = []
+        for sparsity, point in zip(frontiers.sparsities, chosen, strict=True):
+            single = best_of_all(own, sparsity)
+            if point is not None and single is not None and single.validation - point.validation > _LUCK * abs(single.validation):
+                places.append(asked(sparsity))
+        if places:
+            yield (
+                f"At {listing(places)} single runs of {method} are more than {100 * _LUCK:g}{_SPACE}% better on the validation "
+                "split than the configuration shown, which has several seeds: give the best single runs more seeds."
+            )
 
 
 def _budget(data: StudyData) -> Iterator[str]:

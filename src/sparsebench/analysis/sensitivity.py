@@ -12,7 +12,7 @@ from sparsebench.analysis.frontiers import Frontiers, Point
 from sparsebench.analysis.palette import Style
 from sparsebench.analysis.panels import Panel
 from sparsebench.analysis.settings import varying_settings
-from sparsebench.records.choice import best_candidate
+from sparsebench.records.choice import best_of_all
 
 __all__ = ["sensitivity_panel", "value_groups"]
 
@@ -20,7 +20,7 @@ _MOST_GROUPS = 6
 # Light to dark of "cividis" (Nunez, Anderton and Renslow 2018), which is read alike with any colour vision.
 _RAMP = ("#c9b35c", "#a59c74", "#84807b", "#6c7894", "#4d6aa8", "#2b5fd0")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross")
-_NOT_TUNED = ("sparsity", "parent.configuration", "parent.run_id", "configuration", "run_id")
+_NOT_TUNED = ("sparsity", "parent")
 
 
 def value_groups(values: Sequence[str]) -> dict[str, str] | None:
@@ -70,8 +70,8 @@ def sensitivity_panel(frontiers: Frontiers, metric: str) -> Panel:
         title="How much the settings matter",
         label="Setting",
         figures=figures,
-        caption="A line joins the best points, by the page's rule, of those configurations that have one value of the "
-        "setting. Lines that lie together: the setting hardly matters, as long as the others are chosen well. "
+        caption="A line joins the best points by validation, also those of a single seed, of the configurations that have one "
+        "value of the setting. Lines that lie together: the setting hardly matters, as long as the others are chosen well. "
         "Settings with more than six values are grouped.",
         absence="No method was tried with several values of a setting, so this cannot be shown.",
         first=next((place for place, name in enumerate(names) if name.startswith("magnitude:")), 0),
@@ -90,7 +90,7 @@ def _figure(
     ordered = list(dict.fromkeys(names.values()))
     figure = go.Figure()
     for index, name in enumerate(ordered):
-        best = [best_candidate(groups[name], sparsity) for sparsity in frontiers.sparsities]
+        best = [best_of_all(groups[name], sparsity) for sparsity in frontiers.sparsities]
         look = Style(_RAMP[index * len(_RAMP) // len(ordered)], _SYMBOLS[index % len(_SYMBOLS)])
         figure.add_trace(best_line(name, f"{setting} {name}", frontiers.sparsities, best, metric, look))
     add_dense_level(figure, frontiers)

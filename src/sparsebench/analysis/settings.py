@@ -10,10 +10,12 @@ from sparsebench.records.schema import canonical_json
 __all__ = ["flatten", "shared_settings", "varying_settings"]
 
 UNSET = "\N{EN DASH}"
+_REPLICATE = ("seed", "parent.run_id")  # which of its replicates a run is, and its parent
+_CALLED = {"parent.configuration": "parent"}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A nested configuration as dotted names and short texts, in the order of the configuration, its seed left out.
+    """A nested configuration as dotted names and short texts, in the order of the configuration, without its replicate.
 
     Example:
         >>> flatten({"method": "l0", "seed": 3, "parameters": {"penalty": 1.0, "shape": "linear"}})
@@ -22,7 +24,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        if name == "seed":
+        if name in _REPLICATE:
             continue
         if isinstance(value, Mapping):
             flat.update(flatten(value, f"{name}."))
@@ -76,5 +78,5 @@ def _text(value: Any) -> str:
 
 
 def _short_names(keys: list[str]) -> dict[str, str]:
-    last = [key.rpartition(".")[2] for key in keys]
+    last = [_CALLED.get(key) or key.rpartition(".")[2] for key in keys]
     return {key: short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)}

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pyarrow.dataset import Dataset
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
-from sparsebench.records.run_states import run_folders
+from sparsebench.records.run_states import holds_tables_alone, run_folders
 from sparsebench.records.schema import Fraction
 from sparsebench.records.table import open_tables
 
@@ -68,6 +69,8 @@ class StudyData:
         metric: The primary metric, higher is better.
         results: The table `results`.
         layers: The table `layers`.
+        distributions: The table `distributions`, not read yet: it is large, and a page needs little of it.
+        tables_alone: Whether the folder was passed on without its runs.
         failures: The runs that failed.
         unfinished: How many runs were begun and have not ended.
         stopped: How many runs a search stopped early; they have no results.
@@ -80,6 +83,8 @@ class StudyData:
     metric: str
     results: pd.DataFrame
     layers: pd.DataFrame
+    distributions: Dataset
+    tables_alone: bool
     failures: tuple[Failure, ...]
     unfinished: int
     stopped: int
@@ -95,8 +100,7 @@ def load_study(directory: Path) -> StudyData:
         SparsebenchError: The folder holds no finished run, mixes sources, workloads or metrics, or a file in it cannot be read.
     """
     tables = open_tables(directory)
-    results = pd.read_parquet(tables.results)
-    layers = pd.read_parquet(tables.layers)
+    results, layers = (tables.rows(name).to_table().to_pandas() for name in ("results", "layers"))
     workload = _only(results["workload"], directory, "workload")
     source = _only(results["source"], directory, "source")  # one method's runs of two makers would pass for one method
     metric = _only(results.loc[results["primary_metric"], "metric"], directory, "primary metric")
@@ -110,6 +114,8 @@ def load_study(directory: Path) -> StudyData:
         metric=metric,
         results=results,
         layers=layers,
+        distributions=tables.rows("distributions"),
+        tables_alone=holds_tables_alone(directory),
         failures=tuple(_failure(folder) for folder in folders if folder.status() == "failed"),
         unfinished=sum(folder.status() == "started" for folder in folders),
         stopped=sum(folder.status() == "stopped" for folder in folders),

@@ -9,9 +9,11 @@ import plotly.graph_objects as go
 from sparsebench.analysis.axes import count_weights
 from sparsebench.analysis.budget_figures import budget_panel
 from sparsebench.analysis.cost_figures import cost_panel
+from sparsebench.analysis.distribution_figures import distribution_panel
 from sparsebench.analysis.figures import TradeOff, trade_off
 from sparsebench.analysis.frontiers import Frontiers
 from sparsebench.analysis.head_figures import head_panel
+from sparsebench.analysis.latencies import measured_latencies
 from sparsebench.analysis.layer_figures import layer_panel
 from sparsebench.analysis.mask_figures import mask_panel
 from sparsebench.analysis.method_costs import method_costs
@@ -41,7 +43,7 @@ class StudyFigures:
                 for trace in figure.data:
                     trace.x = trace.meta.get(axis.key) or []
                 figure.update_layout(
-                    {key.replace(".", "_"): setting for key, setting in self.trade_off.view(axis, near=True).items()}
+                    {key.replace(".", "_"): setting for key, setting in self.trade_off.view(axis, "near").items()}
                 )
             figures[f"trade-off {axis.key}"] = figure
         return figures | named_figures((*self.panels, self.cost))
@@ -53,12 +55,15 @@ def study_figures(data: StudyData, frontiers: Frontiers) -> StudyFigures:
     panels = (
         layer_panel(frontiers, data.layers),
         head_panel(frontiers, data.layers),
+        distribution_panel(frontiers, data.distributions),
         training_panel(data, frontiers),
         mask_panel(frontiers, data.metric),
         sensitivity_panel(frontiers, data.metric),
         budget_panel(frontiers, data.metric),
     )
-    curves = trade_off(frontiers, data.metric, published, count_weights(data.layers))
+    curves = trade_off(
+        frontiers, data.metric, published, weights=count_weights(data.layers), latency=measured_latencies(data.results)
+    )
     return StudyFigures(curves, tuple(panel for panel in panels if panel is not None), cost_panel(method_costs(data.results)))
 
 

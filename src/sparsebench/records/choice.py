@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
-__all__ = ["DENSE", "TOLERANCE", "Candidate", "best_candidate", "sparse_enough"]
+__all__ = ["DENSE", "TOLERANCE", "Candidate", "best_candidate", "best_of_all", "sparse_enough"]
 
 DENSE = "dense"
 """The method that drops nothing, which no sparsity is asked of."""
@@ -76,8 +76,19 @@ def best_candidate(points: Iterable[C], sparsity: float = 0.0) -> C | None:
         then that of the lower target, then of the lower threshold. None where no point is sparse enough.
     """
     enough = [point for point in points if sparse_enough(point.sparsity, sparsity)]
-    replicated = [point for point in enough if len(point.seeds) > 1]
-    return min(replicated or enough, key=_order, default=None)
+    return best_of_all([point for point in enough if len(point.seeds) > 1] or enough)
+
+
+def best_of_all(points: Iterable[C], sparsity: float = 0.0) -> C | None:
+    """Choose among all points likewise, however many seeds they have.
+
+    It compares groups of configurations of which some were given several seeds, here and there.
+
+    Args:
+        points: The points of one method.
+        sparsity: The sparsity asked about.
+    """
+    return min((point for point in points if sparse_enough(point.sparsity, sparsity)), key=_order, default=None)
 
 
 def _order(point: Candidate) -> tuple[float, float, str, float, float]:

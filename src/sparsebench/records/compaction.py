@@ -11,7 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sparsebench.records.rows import LAYERS_SCHEMA, RESULTS_SCHEMA, layer_rows, result_rows
+from sparsebench.records.rows import (
+    DISTRIBUTIONS_SCHEMA,
+    LAYERS_SCHEMA,
+    RESULTS_SCHEMA,
+    distribution_rows,
+    layer_rows,
+    result_rows,
+)
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.records.run_states import RunState
 
@@ -23,10 +30,15 @@ INDEX_SCHEMA = pa.schema(
         ("modified_ns", pa.int64()),
         ("size", pa.int64()),
         ("inode", pa.uint64()),
+        ("latency_modified_ns", pa.int64()),
+        ("latency_size", pa.int64()),
+        ("latency_inode", pa.uint64()),
         ("results", pa.int64()),  # how many rows it has in each table
         ("layers", pa.int64()),
+        ("distributions", pa.int64()),
     ]
 )
+_COUNTED = ("results", "layers", "distributions")
 _RUNS_AT_ONCE = 500  # rows as Python objects take far more memory than in a table
 
 
@@ -36,18 +48,17 @@ class Compacted:
 
     results: pa.Table
     layers: pa.Table
+    distributions: pa.Table
     index: pa.Table
 
     def is_whole(self) -> bool:
         """Whether the tables have the columns of this release, and all rows that the index tells of."""
-        promised = (RESULTS_SCHEMA, LAYERS_SCHEMA, INDEX_SCHEMA)
-        columns = all(
-            table.schema.equals(schema) for table, schema in zip((self.results, self.layers, self.index), promised, strict=True)
-        )
-        if not columns:
+        promised = (RESULTS_SCHEMA, LAYERS_SCHEMA, DISTRIBUTIONS_SCHEMA, INDEX_SCHEMA)
+        tables = (self.results, self.layers, self.distributions, self.index)
+        if not all(table.schema.equals(schema) for table, schema in zip(tables, promised, strict=True)):
             return False
-        results, layers = (int(pc.sum(self.index[name]).as_py() or 0) for name in ("results", "layers"))
-        return bool(results <= self.results.num_rows and layers == self.layers.num_rows)
+        results, *others = (int(pc.sum(self.index[name]).as_py() or 0) for name in _COUNTED)
+        return bool(results <= self.results.num_rows) and others == [self.layers.num_rows, self.distributions.num_rows]
 
 
 def merge(directory: Path, states: Mapping[str, RunState], study: str | None, earlier: Compacted | None) -> Compacted:
@@ -74,6 +85,7 @@ def merge(directory: Path, states: Mapping[str, RunState], study: str | None, ea
     return Compacted(
         _joined((part.results for part in parts), RESULTS_SCHEMA),
         _joined((part.layers for part in parts), LAYERS_SCHEMA),
+        _joined((part.distributions for part in parts), DISTRIBUTIONS_SCHEMA),
         _joined((part.index for part in parts), INDEX_SCHEMA),
     )
 
@@ -89,8 +101,7 @@ class _Kept:
             index = earlier.index.to_pydict()
             self._places = {name: place for place, name in enumerate(index["run"])}
             self._states = list(itertools.starmap(RunState, zip(*(index[field] for field in RunState._fields), strict=True)))
-            self._results = np.concatenate([[0], np.cumsum(index["results"], dtype=np.int64)])
-            self._layers = np.concatenate([[0], np.cumsum(index["layers"], dtype=np.int64)])
+            self._ends = {name: np.concatenate([[0], np.cumsum(index[name], dtype=np.int64)]) for name in _COUNTED}
 
     def has(self, name: str, state: RunState) -> bool:
         place = self._places.get(name)
@@ -103,13 +114,8 @@ class _Kept:
         parts = []
         for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
             first, end = int(run[0]), int(run[-1]) + 1
-            parts.append(
-                Compacted(
-                    self._earlier.results[self._results[first] : self._results[end]],
-                    self._earlier.layers[self._layers[first] : self._layers[end]],
-                    self._earlier.index[first:end],
-                )
-            )
+            own = {name: getattr(self._earlier, name)[ends[first] : ends[end]] for name, ends in self._ends.items()}
+            parts.append(Compacted(**own, index=self._earlier.index[first:end]))
         return parts
 
 
@@ -117,17 +123,21 @@ def _read(directory: Path, names: list[str], states: Mapping[str, RunState], stu
     folders = [RunFolder.of(directory, name) for name in names]
     records = [folder.read_result() for folder in folders]
     sizes = [folder.model_path.stat().st_size if folder.model_path.exists() else None for folder in folders]
-    results = [list(result_rows(record, study, size)) for record, size in zip(records, sizes, strict=True)]
+    latencies = [folder.read_latency() for folder in folders]
+    results = [list(result_rows(*one)) for one in zip(records, itertools.repeat(study), sizes, latencies)]
     layers = [list(layer_rows(record)) for record in records]
+    distributions = [list(distribution_rows(record)) for record in records]
     index = {
         "run": names,
         **{field: [getattr(states[name], field) for name in names] for field in RunState._fields},
         "results": [len(rows) for rows in results],
         "layers": [len(rows) for rows in layers],
+        "distributions": [len(rows) for rows in distributions],
     }
     return Compacted(
         pa.Table.from_pylist(list(itertools.chain(*results)), schema=RESULTS_SCHEMA),
         pa.Table.from_pylist(list(itertools.chain(*layers)), schema=LAYERS_SCHEMA),
+        pa.Table.from_pylist(list(itertools.chain(*distributions)), schema=DISTRIBUTIONS_SCHEMA),
         pa.table(index, schema=INDEX_SCHEMA),
     )
 

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 from sparsebench.atomic import atomic_file
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.published.values import published_table
+from sparsebench.records.rows import SCHEMAS
 from sparsebench.records.table import open_tables
 
 __all__ = ["ENDINGS", "TABLES", "export"]
 
 ENDINGS = (".csv", ".csv.gz", ".parquet")
-TABLES = ("results", "layers", "published")
+TABLES = (*SCHEMAS, "published")
 
 
 def export(directory: Path, target: Path, table: str = "results") -> int:
@@ -31,8 +32,9 @@ def export(directory: Path, target: Path, table: str = "results") -> int:
     Args:
         directory: A folder written by `sparsebench study run`, `sparsebench train` or `sparsebench import`.
         target: The file to write: `.csv`, `.csv.gz` or `.parquet`.
-        table: `results` (a row for each evaluation, split and metric), `layers` (one for each layer of an evaluation) or
-            `published` (the values that papers print, the same in every folder).
+        table: `results` (a row for each evaluation, split and metric), `layers` (one for each layer of an evaluation),
+            `distributions` (one for each histogram of a layer's weights) or `published` (what papers print, the same in every
+            folder).
 
     Returns:
         The number of rows.
@@ -73,4 +75,4 @@ def _read(directory: Path, table: str) -> pa.Table:
     if table == "published":
         return published_table()
     # What this package keeps about the rows means nothing elsewhere.
-    return pq.read_table(tables.results if table == "results" else tables.layers).replace_schema_metadata(None)
+    return tables.rows(table).to_table().replace_schema_metadata(None)

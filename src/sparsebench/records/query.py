@@ -6,17 +6,17 @@ from pathlib import Path
 
 import duckdb
 import pandas as pd
-from pyarrow.dataset import dataset
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.published.values import published_table
+from sparsebench.records.rows import SCHEMAS
 from sparsebench.records.table import open_tables
 
 __all__ = ["query"]
 
 
 def query(directory: Path, sql: str) -> pd.DataFrame:
-    """Answer a SQL query (DuckDB's dialect) over the tables `results` and `layers` of a results folder, and `published`.
+    """Answer a SQL query (DuckDB's dialect) over the tables `results`, `layers`, `distributions` and `published`.
 
     `published` holds the values that papers print, each with its citation: the same in every folder.
 
@@ -32,8 +32,8 @@ def query(directory: Path, sql: str) -> pd.DataFrame:
     """
     tables = open_tables(directory)
     with duckdb.connect() as connection:
-        for name, path in (("results", tables.results), ("layers", tables.layers)):
-            connection.register(name, dataset(path))  # duckdb itself would read a * in the path as a pattern
+        for name in SCHEMAS:
+            connection.register(name, tables.rows(name))  # duckdb itself would read a * in a path as a pattern
         connection.register("published", published_table())
         try:
             relation = connection.sql(sql)

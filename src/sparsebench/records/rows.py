@@ -1,4 +1,4 @@
-"""The rows of the tables: what a run's record says, a row for each evaluation, split and metric, and one for each layer."""
+"""The rows of the tables: what a run's record says, a row for each evaluation, split and metric, each layer, each histogram."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from sparsebench.records.schema import RunRecord, canonical_json, configuration_hash
+from sparsebench.records.latency import LatencyRecord
+from sparsebench.records.schema import RunRecord, WeightHistogram, canonical_json, configuration_hash
 
-__all__ = ["LAYERS_SCHEMA", "RESULTS_SCHEMA", "layer_rows", "result_rows"]
+__all__ = [
+    "DISTRIBUTIONS_SCHEMA",
+    "LAYERS_SCHEMA",
+    "RESULTS_SCHEMA",
+    "SCHEMAS",
+    "distribution_rows",
+    "histogram_columns",
+    "layer_rows",
+    "result_rows",
+]
 
 RESULTS_SCHEMA = pa.schema(
     [
@@ -35,6 +45,11 @@ RESULTS_SCHEMA = pa.schema(
         ("inference_cost", pa.float64()),  # multiply-adds as multiples of the dense network's, and of its training: theoretical
         ("training_cost", pa.float64()),
         ("file_bytes", pa.int64()),  # of the run's compressed checkpoint, at the evaluation whose network it holds: the first
+        # Measured later, of that network too: least time of one batch through compile_sparse, and in PyTorch.
+        ("latency_ms", pa.float64()),
+        ("dense_latency_ms", pa.float64()),
+        ("latency_batch", pa.int64()),  # examples
+        ("latency_threads", pa.int64()),
         ("config", pa.string()),
     ]
 )
@@ -56,14 +71,38 @@ LAYERS_SCHEMA = pa.schema(
     ]
 )
 
+DISTRIBUTIONS_SCHEMA = pa.schema(
+    [
+        ("run_id", pa.string()),
+        ("method", pa.string()),
+        ("configuration", pa.string()),
+        ("seed", pa.int64()),
+        ("moment", pa.string()),  # "initialization", before any mask, or "end", of an evaluation
+        ("target_sparsity", pa.float64()),
+        ("threshold", pa.float64()),
+        ("position", pa.int64()),
+        ("layer", pa.string()),
+        ("weights", pa.int64()),  # that are not zero: the sum of the counts
+        ("low", pa.float64()),
+        ("high", pa.float64()),
+        ("counts", pa.string()),  # JSON: how many lie in each of equally wide bins from low to high
+    ]
+)
 
-def result_rows(record: RunRecord, study: str | None, file_bytes: int | None) -> Iterator[dict[str, Any]]:
+SCHEMAS = {"results": RESULTS_SCHEMA, "layers": LAYERS_SCHEMA, "distributions": DISTRIBUTIONS_SCHEMA}
+"""The tables of a results folder and their columns."""
+
+
+def result_rows(
+    record: RunRecord, study: str | None, file_bytes: int | None, latency: LatencyRecord | None
+) -> Iterator[dict[str, Any]]:
     """The rows of a run in the table `results`.
 
     Args:
         record: The run.
         study: The study's name.
         file_bytes: The size of its compressed checkpoint; None where there is none.
+        latency: How fast its network is; None where that was not measured.
     """
     shared = {
         "run_id": record.run_id,
@@ -80,20 +119,36 @@ def result_rows(record: RunRecord, study: str | None, file_bytes: int | None) ->
         "training_cost": _ratio(record.training_multiply_adds, record.dense_training_multiply_adds),
         "config": canonical_json(record.config),
     }
+    of_checkpoint = {"file_bytes": file_bytes} | _latency(record, latency)
+    of_others = dict.fromkeys(of_checkpoint)
     for number, point in enumerate(record.points):
         for split, metrics in point.metrics.items():
             for metric, value in metrics.items():
-                yield shared | {
-                    "target_sparsity": point.target_sparsity,
-                    "sparsity": point.sparsity,
-                    "threshold": point.threshold,
-                    "inference_cost": _ratio(point.multiply_adds, record.dense_multiply_adds),
-                    "file_bytes": file_bytes if number == 0 else None,
-                    "split": split,
-                    "metric": metric,
-                    "primary_metric": metric == record.metric,
-                    "value": value,
-                }
+                yield (
+                    shared
+                    | (of_checkpoint if number == 0 else of_others)
+                    | {
+                        "target_sparsity": point.target_sparsity,
+                        "sparsity": point.sparsity,
+                        "threshold": point.threshold,
+                        "inference_cost": _ratio(point.multiply_adds, record.dense_multiply_adds),
+                        "split": split,
+                        "metric": metric,
+                        "primary_metric": metric == record.metric,
+                        "value": value,
+                    }
+                )
+
+
+def _latency(record: RunRecord, latency: LatencyRecord | None) -> dict[str, float | None]:
+    if latency is None or latency.weights_sha256 != record.weights_sha256:
+        return dict.fromkeys(("latency_ms", "dense_latency_ms", "latency_batch", "latency_threads"))
+    return {
+        "latency_ms": latency.latency_ms,
+        "dense_latency_ms": latency.dense_latency_ms,
+        "latency_batch": latency.batch,
+        "latency_threads": latency.threads,
+    }
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:
@@ -120,3 +175,31 @@ def layer_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
                 "sparsity": layer.zeros / layer.weights if layer.weights else 0.0,
                 "head_zeros": json.dumps(layer.head_zeros) if layer.head_zeros else None,
             }
+
+
+def distribution_rows(record: RunRecord) -> Iterator[dict[str, Any]]:
+    """The rows of a run in the table `distributions`; none where it wrote no histograms down."""
+    shared = {
+        "run_id": record.run_id,
+        "method": record.method,
+        "configuration": configuration_hash(record.config),
+        "seed": record.seed,
+    }
+    before = shared | {"moment": "initialization", "target_sparsity": None, "threshold": None}
+    for position, (layer, histogram) in enumerate(record.initial_histograms.items()):
+        yield before | {"position": position, "layer": layer} | histogram_columns(histogram)
+    for point in record.points:
+        after = shared | {"moment": "end", "target_sparsity": point.target_sparsity, "threshold": point.threshold}
+        for position, own in enumerate(point.layers):
+            if own.histogram is not None:
+                yield after | {"position": position, "layer": own.layer} | histogram_columns(own.histogram)
+
+
+def histogram_columns(histogram: WeightHistogram) -> dict[str, Any]:
+    """The columns of the table `distributions` that tell a histogram."""
+    return {
+        "weights": sum(histogram.counts),
+        "low": histogram.low,
+        "high": histogram.high,
+        "counts": json.dumps(histogram.counts),
+    }

@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from sparsebench.atomic import atomic_file, make_directory
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.claims import Claims, Locks
+from sparsebench.records.latency import LatencyRecord
 from sparsebench.records.rungs import RungRecord, StopRecord
 from sparsebench.records.schema import RunRecord, canonical_json
 
@@ -23,6 +24,8 @@ RUNS = "runs"
 """The folder of all runs in a results folder."""
 
 _LOCKS = Locks()
+
+_AnyRecord = TypeVar("_AnyRecord", bound=BaseModel)
 
 Status = Literal["new", "started", "stopped", "failed", "finished"]
 
@@ -68,6 +71,11 @@ class RunFolder:
     def curve_path(self) -> Path:
         """The training curve: one JSON object a line."""
         return self.path / "curve.jsonl"
+
+    @property
+    def latency_path(self) -> Path:
+        """How fast the final network is; only where that was measured, after the run."""
+        return self.path / "latency.json"
 
     @property
     def failure_path(self) -> Path:
@@ -147,8 +155,7 @@ class RunFolder:
             SparsebenchError: It cannot be written, or another process took the run over.
         """
         self.claims.check(self.path)
-        with atomic_file(self.result_path) as stream:
-            stream.write(json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False).encode())
+        _write(self.result_path, record)
         self.checkpoint_path.unlink(missing_ok=True)
         self.forget_end()
 
@@ -163,16 +170,25 @@ class RunFolder:
         Raises:
             SparsebenchError: There is none, or it is not a record.
         """
-        try:
-            return RunRecord.model_validate_json(self.result_path.read_bytes())
-        except OSError as error:
-            raise SparsebenchError(f"cannot read {self.result_path}: {error.strerror or error}") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or "file"
-            raise SparsebenchError(
-                f"{self.result_path} is not a run record: {field}: {first['msg']}; delete the file to run it again"
-            ) from error
+        return _read(self.result_path, RunRecord, "a run record", "run it again")
+
+    def write_latency(self, latency: LatencyRecord) -> None:
+        """Keep how fast the run's network is, in place of an earlier measurement.
+
+        Raises:
+            SparsebenchError: It cannot be written.
+        """
+        _write(self.latency_path, latency)
+
+    def read_latency(self) -> LatencyRecord | None:
+        """How fast the run's network is; None where that was not measured.
+
+        Raises:
+            SparsebenchError: The file cannot be read, or it is not such a record.
+        """
+        if not self.latency_path.exists():
+            return None
+        return _read(self.latency_path, LatencyRecord, "a latency record", "measure it again")
 
     def write_failure(self, line: str, traceback: str) -> None:
         """Keep why the run failed; it stays failed until somebody asks for it again.
@@ -224,6 +240,21 @@ class RunFolder:
         Raises:
             SparsebenchError: It cannot be written.
         """
-        with atomic_file(self.stop_path) as stream:
-            stream.write(stop.model_dump_json(indent=1).encode())
+        _write(self.stop_path, stop)
         self.checkpoint_path.unlink(missing_ok=True)
+
+
+def _write(path: Path, record: BaseModel) -> None:
+    with atomic_file(path) as stream:
+        stream.write(json.dumps(record.model_dump(mode="json"), indent=1, allow_nan=False).encode())
+
+
+def _read(path: Path, kind: type[_AnyRecord], name: str, purpose: str) -> _AnyRecord:
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise SparsebenchError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "file"
+        raise SparsebenchError(f"{path} is not {name}: {field}: {first['msg']}; delete the file to {purpose}") from error

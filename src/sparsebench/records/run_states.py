@@ -9,23 +9,27 @@ from typing import NamedTuple
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RUNS, RunFolder
 
-__all__ = ["RunState", "finished_states", "imported_path", "run_folders"]
+__all__ = ["RunState", "finished_states", "holds_tables_alone", "imported_path", "run_folders", "table_path"]
 
 
 class RunState(NamedTuple):
     """What changes when a record is written: the time, the size in bytes, and which file it is.
 
-    The time alone does not tell: a kernel's clock ticks a few hundred times a second.
+    The time alone does not tell: a kernel's clock ticks a few hundred times a second. The second three are those of the measured
+    latency, zeros where there is none.
     """
 
     modified_ns: int
     size: int
     inode: int
+    latency_modified_ns: int = 0
+    latency_size: int = 0
+    latency_inode: int = 0
 
     @classmethod
-    def of(cls, status: os.stat_result) -> RunState:
-        """The state of a file."""
-        return cls(status.st_mtime_ns, status.st_size, status.st_ino)
+    def of(cls, *files: os.stat_result) -> RunState:
+        """The state of a record's file, and of that of its latency."""
+        return cls(*(part for file in files for part in (file.st_mtime_ns, file.st_size, file.st_ino)))
 
 
 def imported_path(directory: Path) -> Path:
@@ -33,8 +37,19 @@ def imported_path(directory: Path) -> Path:
     return directory / "imported.parquet"
 
 
+def table_path(directory: Path, table: str) -> Path:
+    """Where a results folder keeps a table: a copy of what its runs say, or all that it holds."""
+    return directory / f"{table}.parquet"
+
+
+def holds_tables_alone(directory: Path) -> bool:
+    """Whether somebody passed on the tables of a results folder without its runs."""
+    gone = not (directory / RUNS).exists() and not imported_path(directory).exists()
+    return gone and table_path(directory, "results").exists()
+
+
 def run_folders(directory: Path) -> list[RunFolder]:
-    """The run folders of a results folder, in order of their ids; none where all its results are imported.
+    """The run folders of a results folder, in order of their ids; none where its results are imported or tables alone.
 
     Raises:
         SparsebenchError: `directory` holds no runs.
@@ -52,12 +67,18 @@ def finished_states(directory: Path) -> dict[str, RunState]:
     states = {}
     for name in _run_names(directory):
         # Text and one call for each run: with paths, 100,000 runs take seconds.
-        try:
-            status = os.stat(f"{runs}/{name}/result.json")  # noqa: PTH116
-        except FileNotFoundError:
-            continue
-        states[name] = RunState.of(status)
+        record = _stat(f"{runs}/{name}/result.json")
+        if record is not None:
+            latency = _stat(f"{runs}/{name}/latency.json")
+            states[name] = RunState.of(record) if latency is None else RunState.of(record, latency)
     return states
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)  # noqa: PTH116
+    except FileNotFoundError:
+        return None
 
 
 def _run_names(directory: Path) -> list[str]:
@@ -67,7 +88,7 @@ def _run_names(directory: Path) -> list[str]:
         with os.scandir(directory / RUNS) as entries:
             return sorted(entry.name for entry in entries if entry.is_dir())
     except (FileNotFoundError, NotADirectoryError) as error:
-        if imported_path(directory).exists():
+        if imported_path(directory).exists() or holds_tables_alone(directory):
             return []
         runs = directory / RUNS
         raise SparsebenchError(

@@ -14,6 +14,7 @@ __all__ = [
     "LayerRecord",
     "PointRecord",
     "RunRecord",
+    "WeightHistogram",
     "canonical_json",
     "canonical_json_with",
     "configuration_hash",
@@ -31,10 +32,22 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class WeightHistogram(_Record):
+    """How many of a tensor's non-zero weights lie in each of equally wide bins.
+
+    The first bin begins at `low`, the last ends with `high`; both are 0 where every weight is zero.
+    """
+
+    low: float
+    high: float
+    counts: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+
+
 class LayerRecord(_Record):
     """How sparse one weight tensor is at one evaluation point.
 
-    `head_zeros`: the zeros of each attention head, where heads share the tensor in equal parts; empty elsewhere.
+    `head_zeros`: the zeros of each attention head, where heads share the tensor in equal parts; empty elsewhere. `histogram`: of
+    the weights that are left (None where the run wrote none down).
     """
 
     layer: str
@@ -42,6 +55,7 @@ class LayerRecord(_Record):
     weights: int = Field(ge=0)
     zeros: int = Field(ge=0)
     head_zeros: tuple[int, ...] = ()
+    histogram: WeightHistogram | None = None
 
 
 class PointRecord(_Record):
@@ -71,6 +85,8 @@ class RunRecord(_Record):
     names, shapes and bits of the final weights, so that two runs can be compared to the last bit. `dense_multiply_adds`: of the
     dense network for one example; `training_multiply_adds` the integral over the training, by the convention of
     `accounting.TrainingCost`, and `dense_training_multiply_adds` that of the dense training of as many steps (None if unknown).
+    `initial_histograms`: of the weights with which the training began, by the names of their tensors (empty where the run wrote
+    none down).
     """
 
     format: Literal[1] = 1
@@ -90,6 +106,7 @@ class RunRecord(_Record):
     dense_multiply_adds: int | None = Field(default=None, ge=0)
     training_multiply_adds: float | None = Field(default=None, ge=0.0)
     dense_training_multiply_adds: float | None = Field(default=None, ge=0.0)
+    initial_histograms: dict[str, WeightHistogram] = Field(default_factory=dict)
     points: tuple[PointRecord, ...] = Field(min_length=1)
 
 

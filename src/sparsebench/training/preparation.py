@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsebench.accounting import TrainingCost
 from sparsebench.records.run_folder import RunFolder
+from sparsebench.records.schema import WeightHistogram
 from sparsebench.sparsifiers.selection import select_weights
 from sparsebench.sparsifiers.sparsifier import Sparsifier
 from sparsebench.training.averaging import CheckpointAverage
@@ -17,6 +18,7 @@ from sparsebench.training.config import RunConfig, build_sparsifier
 from sparsebench.training.cost import report_of_example
 from sparsebench.training.devices import Devices, seed_noise
 from sparsebench.training.dropout import set_dropout
+from sparsebench.training.histograms import weight_histograms
 from sparsebench.training.loop import TrainingState
 from sparsebench.training.memory import PeakMemory
 from sparsebench.training.parent import inherit
@@ -40,6 +42,7 @@ class Training:
         names: The entries of the network's state as it was built.
         prunable: Names of its sparsifiable weights.
         dense_multiply_adds: Of the dense network for one example.
+        initial_histograms: Of the weights in `prunable` as the training began.
     """
 
     workload: Workload
@@ -50,6 +53,7 @@ class Training:
     names: frozenset[str]
     prunable: list[str]
     dense_multiply_adds: int
+    initial_histograms: dict[str, WeightHistogram]
 
 
 def prepare_training(config: RunConfig, folder: RunFolder, where: Devices) -> Training:
@@ -68,6 +72,7 @@ def prepare_training(config: RunConfig, folder: RunFolder, where: Devices) -> Tr
     forward = {row.name: row.multiply_adds or 0 for row in report_of_example(workload, model)}
     sparsifier = build_sparsifier(config, inherit(config, folder, workload, model))
     names = frozenset(model.state_dict())
+    before = weight_histograms(dict(model.named_parameters()), prunable)
     model.to(where.device)
     sparsifier.prepare(model)
     optimizer = _optimizer(config.recipe, sparsifier)
@@ -76,7 +81,7 @@ def prepare_training(config: RunConfig, folder: RunFolder, where: Devices) -> Tr
     state = TrainingState(model, where.wrap(model), sparsifier, optimizer, cost, average, where)
     seed_noise(where, config.seed)
     state.restore(folder)
-    return Training(workload, model, sparsifier, state, memory, names, prunable, sum(forward.values()))
+    return Training(workload, model, sparsifier, state, memory, names, prunable, sum(forward.values()), before)
 
 
 def _optimizer(recipe: Recipe, sparsifier: Sparsifier) -> torch.optim.Optimizer:

@@ -27,6 +27,7 @@ from sparsebench.training.config import RunConfig
 from sparsebench.training.cost import report_of_example
 from sparsebench.training.devices import Devices, devices
 from sparsebench.training.heads import head_zeros
+from sparsebench.training.histograms import weight_histograms
 from sparsebench.training.loop import Observer, Progress, TrainingState, run_steps, validate, write_curve
 from sparsebench.training.precision import precision
 from sparsebench.training.preparation import Training, prepare_training
@@ -173,6 +174,7 @@ def _train(
         dense_training_multiply_adds=state.cost.dense_multiply_adds,
         weights_sha256=weights_hash(finalized.state_dict()),
         environment=_environment(config.recipe, workload, where),
+        initial_histograms=training.initial_histograms,
         points=points,
     )
 
@@ -223,6 +225,7 @@ def _evaluate(
             metrics = {split: workload.evaluate(model, split) for split in get_args(Split)}
         layers = report_of_example(workload, model)
         heads = head_zeros(model, workload.attention_heads(model)) if isinstance(workload, NamesHeads) else {}
+        histograms = weight_histograms(dict(model.named_parameters()), prunable)
     rows = [row for row in layers if row.name in prunable]
     for split, values in metrics.items():
         for metric, value in values.items():
@@ -235,7 +238,14 @@ def _evaluate(
         metrics=metrics,
         multiply_adds=sum(row.sparse_multiply_adds or 0 for row in layers),
         layers=tuple(
-            LayerRecord(layer=row.name, shape=row.shape, weights=row.weights, zeros=row.zeros, head_zeros=heads.get(row.name, ()))
+            LayerRecord(
+                layer=row.name,
+                shape=row.shape,
+                weights=row.weights,
+                zeros=row.zeros,
+                head_zeros=heads.get(row.name, ()),
+                histogram=histograms[row.name],
+            )
             for row in rows
         ),
     )

@@ -20,9 +20,11 @@ from torch import nn
 __all__ = [
     "AveragesTerms",
     "CountsSteps",
+    "ExampleInput",
     "HeadsOfWeight",
     "NamesHeads",
     "Recipe",
+    "ShowsUse",
     "SignsScores",
     "Split",
     "Workload",
@@ -216,3 +218,27 @@ class NamesHeads(Protocol):
 
     def attention_heads(self, model: nn.Module) -> Mapping[str, HeadsOfWeight]:
         """Of each weight that heads share, by its name."""
+
+
+class ExampleInput(NamedTuple):
+    """What a network is called with, made of validation examples.
+
+    Attributes:
+        arguments: The tensors that `forward` takes, in order.
+        dynamic: Which of their dimensions may have other sizes, by the name of the argument, and what they are called; None for
+            the first of each, the batch.
+    """
+
+    arguments: tuple[torch.Tensor, ...]
+    dynamic: Mapping[str, Mapping[int, str]] | None = None
+
+
+@runtime_checkable
+class ShowsUse(Protocol):
+    """A Workload that shows how its finished networks are used, so that they can be exported and timed."""
+
+    def example_input(self, examples: int) -> ExampleInput:
+        """The first validation examples, from the beginning again where there are fewer."""
+
+    def use(self, model: nn.Module, example: ExampleInput) -> Any:
+        """Do with a batch of examples what the network is for; the network is in evaluation mode, gradients are off."""

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsebench.workloads.epochs import place_in_epoch
-from sparsebench.workloads.images.measures import Images, accuracy_and_loss, classification_loss
-from sparsebench.workloads.workload import Recipe, Split
+from sparsebench.workloads.images.measures import Images, accuracy_and_loss, class_scores, classification_loss
+from sparsebench.workloads.workload import ExampleInput, Recipe, Split
 
 __all__ = ["ImageClassification", "ImageSplits", "Images"]
 
@@ -75,6 +75,15 @@ class ImageClassification:
     def loss(self, model: nn.Module, batch: Images, label_smoothing: float) -> torch.Tensor:
         """Cross entropy, averaged over the batch."""
         return classification_loss(model, batch, label_smoothing)
+
+    def example_input(self, examples: int) -> ExampleInput:
+        """Validation images."""
+        pixels = self.load().validation.pixels
+        return ExampleInput((pixels[torch.arange(examples) % len(pixels)],))
+
+    def use(self, model: nn.Module, example: ExampleInput) -> torch.Tensor:
+        """Scores of all classes."""
+        return class_scores(model, example)
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Accuracy in per cent, and mean cross entropy."""

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from sparsebench.workloads.epochs import place_in_epoch
 from sparsebench.workloads.images.labelled import LabelledImages
-from sparsebench.workloads.images.measures import Images, accuracy_and_loss, classification_loss
+from sparsebench.workloads.images.measures import Images, accuracy_and_loss, class_scores, classification_loss
 from sparsebench.workloads.images.networks import make_network
 from sparsebench.workloads.images.reading import RawSplits, held_out
-from sparsebench.workloads.workload import Recipe, Split
+from sparsebench.workloads.workload import ExampleInput, Recipe, Split
 
 __all__ = ["InMemoryImages"]
 
@@ -109,6 +109,16 @@ class InMemoryImages:
     def loss(self, model: nn.Module, batch: Images, label_smoothing: float) -> torch.Tensor:
         """Cross entropy in float32, averaged over the batch."""
         return classification_loss(model, batch, label_smoothing)
+
+    def example_input(self, examples: int) -> ExampleInput:
+        """Validation images."""
+        data = _prepared(self.read, self.max_shift)
+        pixels = data.parts["validation"].pixels
+        return ExampleInput((_normalized(pixels[torch.arange(examples) % len(pixels)], data),))
+
+    def use(self, model: nn.Module, example: ExampleInput) -> torch.Tensor:
+        """Scores of all classes."""
+        return class_scores(model, example)
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Accuracy in per cent, and mean cross entropy."""

@@ -20,7 +20,7 @@ from sparsebench.workloads.epochs import place_in_epoch
 from sparsebench.workloads.images.image_files import EncodedImages
 from sparsebench.workloads.images.labelled import decode_image
 
-__all__ = ["Batch", "BatchStream", "evaluation_batches", "loader_processes"]
+__all__ = ["Batch", "BatchStream", "evaluation_batch", "evaluation_batches", "loader_processes"]
 
 EVALUATION_BATCH = 100
 MOST_PROCESSES = 16
@@ -83,6 +83,15 @@ class BatchStream:
             order = np.random.default_rng([self._seed, epoch]).permutation(self._examples)
             for _, batch in batches:
                 yield [Draw(index, _augmentation_seed(self._seed, epoch, index)) for index in order[batch].tolist()]
+
+
+def evaluation_batch(images: EncodedImages, size: int, examples: Iterable[int]) -> Batch:
+    """Some images by number, their middle, decoded by this process.
+
+    Raises:
+        SparsebenchError: As for `evaluation_batches`.
+    """
+    return _without_error(_Decoded(images, size)[[Draw(index, None) for index in examples]])
 
 
 def evaluation_batches(images: EncodedImages, size: int) -> Iterator[Batch]:

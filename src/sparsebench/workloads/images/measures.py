@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsebench.workloads.placement import device_of
+from sparsebench.workloads.workload import ExampleInput
 
-__all__ = ["Images", "accuracy_and_loss", "classification_loss"]
+__all__ = ["Images", "accuracy_and_loss", "class_scores", "classification_loss"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,12 @@ class Images:
 def classification_loss(model: nn.Module, batch: Images, label_smoothing: float) -> torch.Tensor:
     """Cross entropy in float32, averaged over the batch."""
     return F.cross_entropy(model(batch.pixels).float(), batch.labels, label_smoothing=label_smoothing)
+
+
+def class_scores(model: nn.Module, example: ExampleInput) -> torch.Tensor:
+    """[examples, classes]: what a network for images is used for."""
+    scores: torch.Tensor = model(*example.arguments)
+    return scores
 
 
 @torch.no_grad()

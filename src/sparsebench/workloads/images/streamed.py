@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from sparsebench.workloads.images.image_files import EncodedImages
-from sparsebench.workloads.images.loading import Batch, BatchStream, evaluation_batches
-from sparsebench.workloads.images.measures import Images, accuracy_and_loss, classification_loss
+from sparsebench.workloads.images.loading import Batch, BatchStream, evaluation_batch, evaluation_batches
+from sparsebench.workloads.images.measures import Images, accuracy_and_loss, class_scores, classification_loss
 from sparsebench.workloads.images.networks import make_network
 from sparsebench.workloads.images.reading import EncodedSplits
-from sparsebench.workloads.workload import Recipe, Split
+from sparsebench.workloads.workload import ExampleInput, Recipe, Split
 
 __all__ = ["StreamedImages"]
 
@@ -71,6 +71,16 @@ class StreamedImages:
     def loss(self, model: nn.Module, batch: Images, label_smoothing: float) -> torch.Tensor:
         """Cross entropy in float32, averaged over the batch."""
         return classification_loss(model, batch, label_smoothing)
+
+    def example_input(self, examples: int) -> ExampleInput:
+        """Validation images."""
+        images = _splits(self.read).validation
+        chosen = [index % len(images.labels) for index in range(examples)]
+        return ExampleInput((_normalized(evaluation_batch(images, self.size, chosen)).pixels,))
+
+    def use(self, model: nn.Module, example: ExampleInput) -> torch.Tensor:
+        """Scores of all classes."""
+        return class_scores(model, example)
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Accuracy (top-1) in per cent, and mean cross entropy."""

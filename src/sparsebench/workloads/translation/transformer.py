@@ -187,7 +187,7 @@ class DecoderLayer(nn.Module):
             own = earlier.followed_by(own)
         states = states + self.dropout(self.attention(normed, own, causal=earlier is None))
         # All positions of all rows of a sentence read the same: one attention, whose keys and values are there once.
-        together = self.source_norm(states).reshape(len(source.keys), -1, states.shape[-1])
+        together = self.source_norm(states).reshape(source.keys.shape[0], -1, states.shape[-1])
         states = states + self.dropout(self.source_attention(together, source, source_mask)).view_as(states)
         return states + self.dropout(self.feed_forward(self.feed_forward_norm(states))), own
 

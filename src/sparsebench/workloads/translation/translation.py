@@ -19,7 +19,7 @@ from sparsebench.workloads.translation.decoding import beam_search, greedy
 from sparsebench.workloads.translation.scores import SCORES
 from sparsebench.workloads.translation.tokens import PADDING
 from sparsebench.workloads.translation.transformer import Attention, Size, Transformer
-from sparsebench.workloads.workload import HeadsOfWeight, Recipe, Split
+from sparsebench.workloads.workload import ExampleInput, HeadsOfWeight, Recipe, Split
 
 __all__ = ["Translation"]
 
@@ -147,13 +147,30 @@ class Translation:
         scores = {name: SCORES[name].of(translations, sentences.references, self.language) for name in self.scores}
         return scores | {"loss": loss / tokens}
 
+    def example_input(self, examples: int) -> ExampleInput:
+        """Validation sentences and their references, as `forward` reads them."""
+        corpus = self.load()
+        chosen = [index % len(corpus.validation.sources) for index in range(examples)]
+        pairs = (corpus.validation.sources, corpus.validation.references)
+        encoded = (corpus.vocabulary.encode([sentences[index] for index in chosen]) for sentences in pairs)
+        batch = TokenBatch.of(*map(_rows, encoded))
+        source, target = ({0: "sentences", 1: f"{side}_positions"} for side in ("source", "target"))
+        return ExampleInput((batch.source, batch.target), {"source": source, "target": target})
+
+    def use(self, model: nn.Module, example: ExampleInput) -> list[list[int]]:
+        """Translations of the source sentences, by the beam of the test split."""
+        return self._decode(model, example.arguments[0], "test")
+
     def decode(self, model: nn.Module, batch: TokenBatch, split: Split) -> list[list[int]]:
         """Translations of a batch's source sentences, by the beam of a split, the model in eval mode."""
+        return self._decode(model, batch.source, split)
+
+    def _decode(self, model: nn.Module, source: torch.Tensor, split: Split) -> list[list[int]]:
         assert isinstance(model, Transformer)
-        most = batch.source.shape[1] + self.extra_length
+        most = source.shape[1] + self.extra_length
         if self.beams[split] == 1:
-            return greedy(model, batch.source, most)
-        return beam_search(model, batch.source, most, self.beams[split])
+            return greedy(model, source, most)
+        return beam_search(model, source, most, self.beams[split])
 
 
 def _cross_entropy(model: nn.Module, batch: TokenBatch, label_smoothing: float, reduction: str) -> torch.Tensor:
