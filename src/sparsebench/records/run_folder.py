@@ -240,8 +240,7 @@ class RunFolder:
         Raises:
             SparsebenchError: It cannot be written.
         """
-        with atomic_file(self.stop_path) as stream:
-            stream.write(stop.model_dump_json(indent=1).encode())
+        _write(self.stop_path, stop)
         self.checkpoint_path.unlink(missing_ok=True)
 
 

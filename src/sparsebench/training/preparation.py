@@ -42,7 +42,7 @@ class Training:
         names: The entries of the network's state as it was built.
         prunable: Names of its sparsifiable weights.
         dense_multiply_adds: Of the dense network for one example.
-        initial_histograms: Of the weights with which the training began.
+        initial_histograms: Of the weights in `prunable` as the training began.
     """
 
     workload: Workload

@@ -218,8 +218,8 @@ def _train(
         if run_timeout is None and processes_per_run == 1:
             outcomes.append(run_one(config, place, math.inf, Locks(), pause_at))
         else:
-            pauses = NO_PAUSES if pause_at is None else {checked.run_id: pause_at}
             local = LocalProcesses(1, math.inf, run_timeout, processes_per_run=processes_per_run)
+            pauses = NO_PAUSES if pause_at is None else {checked.run_id: pause_at}
             local.run([checked], directory, outcomes.append, pauses)
         return outcomes[0], _files(RunFolder.of(directory, checked.run_id).path)
 
