@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
@@ -37,9 +38,11 @@ from sparsebench.training.precision import precision
 from sparsebench.training.warm_up import warm_up
 from sparsebench.workloads.placement import device_of
 from sparsebench.workloads.registry import WORKLOADS
-from sparsebench.workloads.workload import NamesHeads, Recipe, SignsScores, Split, Workload
+from sparsebench.workloads.workload import DataNote, NamesHeads, NotesData, Recipe, SignsScores, Split, Workload
 
 __all__ = ["RunHeldError", "run_folder", "train", "train_claimed"]
+
+_LOG = logging.getLogger("sparsebench")
 
 
 class RunHeldError(SparsebenchError):
@@ -120,6 +123,11 @@ def _train(
     workload = WORKLOADS.get(config.workload)
     warm_up()
     workload.batch(config.seed, 0, config.recipe.batch_size)  # reads the data, which later runs of this process share
+    notes = workload.data_notes() if isinstance(workload, NotesData) else ()
+    if where.is_main:
+        for note in notes:
+            if note.remarkable:
+                _LOG.warning("%s, %s: %s", workload.name, note.part, note.told)
     memory = PeakMemory()
     model = workload.build_model()
     set_dropout(model, config.recipe.dropout)
@@ -163,7 +171,7 @@ def _train(
         training_multiply_adds=cost.multiply_adds,
         dense_training_multiply_adds=cost.dense_multiply_adds,
         weights_sha256=weights_hash(finalized.state_dict()),
-        environment=_environment(config.recipe, workload, where),
+        environment=_environment(config.recipe, workload, notes, where),
         points=points,
     )
 
@@ -258,11 +266,12 @@ def _write_model(folder: RunFolder, config: RunConfig, model: nn.Module, point: 
     save_compressed(model, folder.model_path, method=config.method, config=config.model_dump(mode="json"), metrics=measured)
 
 
-def _environment(recipe: Recipe, workload: Workload, where: Devices) -> dict[str, str]:
+def _environment(recipe: Recipe, workload: Workload, notes: Sequence[DataNote], where: Devices) -> dict[str, str]:
     signatures = workload.signatures() if isinstance(workload, SignsScores) else {}
     batch_norm = f"estimated anew over {recipe.batch_norm_batches} batches after thresholding"
     return (
         signatures
+        | {note.part: note.told for note in notes}
         | {
             "sparsebench": version("sparsebench"),
             "torch": torch.__version__,

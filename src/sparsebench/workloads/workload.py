@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -20,8 +20,10 @@ from torch import nn
 __all__ = [
     "AveragesTerms",
     "CountsSteps",
+    "DataNote",
     "HeadsOfWeight",
     "NamesHeads",
+    "NotesData",
     "Recipe",
     "SignsScores",
     "Split",
@@ -201,6 +203,22 @@ class SignsScores(Protocol):
 
     def signatures(self) -> dict[str, str]:
         """What exactly each score measures, by its name."""
+
+
+class DataNote(NamedTuple):
+    """What became of a part of the data as it was read, in words; remarkable where something was left out or is unusual."""
+
+    part: str
+    told: str
+    remarkable: bool
+
+
+@runtime_checkable
+class NotesData(Protocol):
+    """A Workload that does not train on all it is given, so that it must say on what."""
+
+    def data_notes(self) -> Sequence[DataNote]:
+        """What became of each part of the data."""
 
 
 class HeadsOfWeight(NamedTuple):
