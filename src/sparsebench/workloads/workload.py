@@ -73,7 +73,8 @@ class Recipe(BaseModel):
         adam_epsilon: Added to their root; adamw only.
         dropout: Probability of every dropout layer of the network, in [0, 1); None as the workload has it.
         averaged_checkpoints: The final weights are the mean of those after so many steps; 1 takes the last step's.
-        averaging_interval: Steps between those, counted back from the last.
+        averaging_interval: Steps between those, counted back from the last. What resolves a configuration fills it in where
+            it was left out, so that 1 here always means successive steps; see `training.averaging.default_interval`.
         milestones: Fractions of training at which "step" lowers the learning rate, in (0, 1).
         learning_rate_decay: The factor that "step" lowers it by, in (0, 1).
         precision: "float32", or "bfloat16" for autocast to it, in training and in evaluation; weights stay float32.
@@ -123,12 +124,21 @@ class Recipe(BaseModel):
         }
     )
 
+    @field_validator("averaged_checkpoints")
+    @classmethod
+    def _averages_no_more_steps_than_there_are(cls, averaged: int, given: ValidationInfo) -> int:
+        steps = given.data.get("steps")
+        if steps is not None and averaged > steps:
+            raise ValueError(f"so many checkpoints do not fit into {steps} steps; expected at most {steps}")
+        return averaged
+
     @field_validator("averaging_interval")
     @classmethod
     def _averages_steps_that_there_are(cls, interval: int, given: ValidationInfo) -> int:
         averaged, steps = given.data.get("averaged_checkpoints", 1), given.data.get("steps")
         if steps is not None and (averaged - 1) * interval >= steps:
-            raise ValueError(f"{averaged} checkpoints so far apart do not fit into {steps} steps")
+            most = (steps - 1) // (averaged - 1)
+            raise ValueError(f"{averaged} checkpoints so far apart do not fit into {steps} steps; expected at most {most}")
         return interval
 
     @model_serializer(mode="wrap")

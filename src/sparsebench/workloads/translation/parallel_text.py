@@ -85,8 +85,8 @@ def _reader(given: str, path: Path, languages: tuple[str, str]) -> Callable[[], 
         source, target = languages
         raise SparsebenchError(
             f"{given}: {path} is no folder and no file, and there are no files {path.name}.{source} and {path.name}.{target}: "
-            "expected a folder with train (validation, test), a TSV or Parquet file, or what two text files' names have in common, "
-            "and parallel:PATH:en-de where files are named by language"
+            "expected a folder with train (validation, test), a TSV or Parquet file, or what two text files' names have in "
+            "common, and parallel:PATH:en-de where files are named by language"
         )
     return lambda: (all_pairs, None, None)
 
