@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-for package in ("babel", "num2words", "sentencepiece", "sacrebleu"):
-    pytest.importorskip(package)
+pytest.importorskip("babel")
+pytest.importorskip("num2words")
+pytest.importorskip("sentencepiece")
+pytest.importorskip("sacrebleu")
 
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.records.schema import RunRecord
