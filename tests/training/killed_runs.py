@@ -2,6 +2,8 @@
 
     python killed_runs.py FOLDER KILLS SEED TECHNIQUE...
 
+A technique is one of `short_runs`, or a workload's name, which is then trained with magnitude pruning.
+
 It trains each technique once undisturbed and once killed KILLS times at random moments, the last time in the final
 evaluation, and prints a JSON object: for each technique what went wrong, a list that should be empty. Children are forked
 before torch has computed anything, because starting an interpreter for each would take most of the time.
@@ -19,7 +21,7 @@ import time
 from pathlib import Path
 
 import torch._dynamo  # noqa: F401 - optimizers import it late: here once, and not in every child
-from short_runs import STEPS, left_over, short, what_must_be_equal
+from short_runs import STEPS, TECHNIQUES, left_over, short, short_of_workload, what_must_be_equal
 
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.training import run as training_run
@@ -59,7 +61,7 @@ def in_child(config: RunConfig, folder: RunFolder, kill_at: int | None, delay: f
 
 
 def compare(technique: str, directory: Path, kills: int, chance: random.Random) -> list[str]:
-    config = short(technique)
+    config = short(technique) if technique in TECHNIQUES else short_of_workload(technique)
     calm, harried = RunFolder(directory / "calm" / config.run_id), RunFolder(directory / "harried" / config.run_id)
     wrong = []
     if in_child(config, calm, None) != 0:

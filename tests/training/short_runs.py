@@ -39,6 +39,11 @@ def short(technique: str, seed: int = 3, **settings: Any) -> RunConfig:
     return resolve("digits", method, parameters, {"steps": STEPS, "learning_rate": 0.03} | settings, seed)
 
 
+def short_of_workload(workload: str, seed: int = 3) -> RunConfig:
+    """The same of another workload than digits, with magnitude pruning."""
+    return resolve(workload, "magnitude", PRUNING, {"steps": STEPS, "batch_size": 256}, seed)
+
+
 def what_must_be_equal(folder: RunFolder, record: RunRecord) -> dict[str, Any]:
     """Everything that a run leaves behind, apart from the time and memory it took."""
     curve = [json.loads(line) for line in folder.curve_path.read_text().splitlines()]

@@ -21,7 +21,7 @@ from sparsebench.training.longer_training import rate_factor
 from sparsebench.training.loop import learning_rate_factor
 from sparsebench.training.run import train
 from sparsebench.workloads.images.named_sets import images_workload
-from sparsebench.workloads.images.recipes import reference_recipe
+from sparsebench.workloads.recipes import reference_recipes
 from sparsebench.workloads.workload import Recipe
 
 
@@ -61,7 +61,7 @@ def test_longer_training_drops_the_rate_where_the_shorter_one_did(variant: str) 
 
 
 def test_resnet_cifar_is_the_recipe_of_its_paper() -> None:
-    given = reference_recipe("resnet-cifar").recipe(45_000)
+    given = reference_recipes("sparsebench.workloads.images")["resnet-cifar"].recipe(45_000)
     rates = [given.learning_rate * learning_rate_factor(given, step) for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 

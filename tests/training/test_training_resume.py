@@ -110,6 +110,21 @@ def test_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) ->
     assert killed(tmp_path, 3, 1, FOUR_WITH_BOTH_POLICIES) == {technique: [] for technique in FOUR_WITH_BOTH_POLICIES}
 
 
+def test_killed_translation_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of an epoch, too: of a text that is so short, 24 steps are more than one."""
+    pytest.importorskip("sentencepiece")
+    pytest.importorskip("sacrebleu")
+    monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "words"
+    folder.mkdir()
+    for split, count in (("train", 300), ("val", 4), ("test", 4)):
+        for language in ("en", "de"):
+            lines = (f"{language} {number % 7} {language * (number % 3)} {number}\n" for number in range(count))
+            (folder / f"{split}.{language}").write_text("".join(lines))
+    workload = f"parallel:tiny@{folder}:en-de"
+    assert killed(tmp_path / "runs", 3, 1, [workload]) == {workload: []}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2, 6))
 def test_run_killed_many_times_ends_with_the_same_bits(tmp_path: Path, seed: int) -> None:

@@ -43,6 +43,15 @@ def prepared(folder: Path, texts: ToyTexts = TOY, preparation: Preparation = PRE
     return prepare_corpus("toy", {"text": repr(texts)}, preparation, texts, folder)
 
 
+def write_folder(folder: Path, texts: ToyTexts = TOY) -> Path:
+    """The splits as pairs of text files; an empty one is not written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, pairs in (("train", texts.training), ("dev", texts.validation), ("test", texts.test)):
+        for side, language in enumerate(("en", "de")) if pairs else ():
+            (folder / f"{stem}.{language}").write_text("".join(f"{pair[side]}\n" for pair in pairs), encoding="utf-8")
+    return folder
+
+
 def toy_workload(load: Callable[[], Corpus], **changes: object) -> Translation:
     settings = {
         "name": "toy",

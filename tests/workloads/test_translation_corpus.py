@@ -41,22 +41,18 @@ def test_corpus_holds_the_text_in_order(corpus: Corpus) -> None:
     assert (*zip(corpus.validation.sources, corpus.validation.references, strict=True),) == (*TOY.validation,)
 
 
-def test_filters_leave_out_count_and_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_filters_leave_out_and_count(tmp_path: Path) -> None:
     """Empty lines, sentences beyond the limit, and pairs of very different lengths."""
     good = phrases(50)
     bad = [("", "eins"), ("two", " \t"), ("", ""), ("one " * 200, "eins " * 200), ("one", "eins " * 12)]
     texts = ToyTexts([*good[:25], *bad, *good[25:]], TOY.validation, TOY.test)
     preparation = dataclasses.replace(PREPARATION, max_length=64, max_ratio=5.0)
-    with caplog.at_level(logging.WARNING, "sparsebench"):
-        found = prepared(tmp_path, texts, preparation)
+    found = prepared(tmp_path, texts, preparation)
     assert dataclasses.asdict(found.counts) == {"read": 55, "kept": 50, "empty": 3, "too_long": 1, "unequal": 1}
-    expected = "toy: 50 of 55 training pairs kept; left out: 3 with an empty side, 1 too long, 1 too unequal in length"
-    assert caplog.messages == [expected]
+    assert str(found.counts) == "50 of 55 kept; left out: 3 with an empty side, 1 too long, 1 too unequal in length"
     decoded = [found.vocabulary.decode([sentence(side, index) for side in (found.source, found.target)]) for index in range(50)]
     assert [tuple(pair) for pair in decoded] == good
-    caplog.clear()
-    assert prepared(tmp_path, texts, preparation).counts == found.counts  # read again, and nothing to report
-    assert caplog.messages == []
+    assert prepared(tmp_path, texts, preparation).counts == found.counts  # read again
 
 
 def test_limits_are_exact(tmp_path: Path) -> None:
@@ -76,6 +72,10 @@ def test_evaluation_text_is_never_left_out(tmp_path: Path) -> None:
     texts = ToyTexts(TOY.training, [("", "leer"), ("one " * 300, "eins " * 300)], TOY.test)
     found = prepared(tmp_path, texts)
     assert found.validation.sources == ("", ("one " * 300).strip())
+    held = found.evaluation["validation"]
+    assert str(held) == "all 2 sentences kept; among them 1 with an empty side, 1 longer than 64 tokens"
+    assert held.remarkable
+    assert not found.evaluation["test"].remarkable
 
 
 def test_prepared_once_then_read(tmp_path: Path, corpus: Corpus) -> None:
@@ -100,7 +100,7 @@ def test_fingerprint_depends_on_all_text(part: str, tmp_path: Path, corpus: Corp
 
 
 def test_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(SparsebenchError, match=r"^toy: nothing is left to train on \(0 of 400 training pairs kept; left out: 0"):
+    with pytest.raises(SparsebenchError, match=r"^toy: nothing is left to train on \(0 of 400 kept; left out: 0"):
         prepared(tmp_path, preparation=dataclasses.replace(PREPARATION, max_length=1))
     with pytest.raises(SparsebenchError, match=r"^toy: the test split is empty$"):
         prepared(tmp_path, ToyTexts(TOY.training, TOY.validation, []))
@@ -165,6 +165,30 @@ def test_same_text_gives_the_same_vocabulary_of_the_size_asked_for_or_a_part_of_
     assert Vocabulary(one).size == 60
     assert Vocabulary(train_vocabulary(lambda: texts, 100_000, split_digits=False)).size < 400
     assert Vocabulary(one).fingerprint != Vocabulary(train_vocabulary(lambda: texts, 50, split_digits=False)).fingerprint
+
+
+def test_smaller_vocabulary_is_told_once_with_its_size(caplog: pytest.LogCaptureFixture) -> None:
+    texts = [text for pair in TOY.training for text in pair]
+    with caplog.at_level(logging.WARNING, "sparsebench"):
+        train_vocabulary(lambda: texts, 60, split_digits=False)
+        assert caplog.messages == []
+        size = Vocabulary(train_vocabulary(lambda: texts, 1600, split_digits=False)).size
+    assert caplog.messages == [f"the vocabulary has {size} tokens, not 1,600: there is too little text for more"]
+
+
+def test_other_mistakes_of_sentencepiece_do_not_make_the_vocabulary_smaller() -> None:
+    with pytest.raises(
+        SparsebenchError, match=r"^sentencepiece cannot learn a vocabulary of 18 tokens: .*required_chars"
+    ) as caught:
+        train_vocabulary(lambda: ["abcdefghijklmnopqrstuvwxyz"] * 30, 18, split_digits=False)
+    assert "\n" not in str(caught.value)
+
+    def broken() -> Iterator[str]:
+        yield "one two"
+        raise RuntimeError("the disk went away")
+
+    with pytest.raises(SparsebenchError, match=r"^sentencepiece cannot learn a vocabulary of 60 tokens: .*the disk went away$"):
+        train_vocabulary(broken, 60, split_digits=False)
 
 
 def test_digits_are_split_where_asked_for() -> None:

@@ -122,7 +122,9 @@ def test_wrong_parquet_files_are_named(tmp_path: Path) -> None:
 
 
 def test_split_that_is_nowhere_or_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SparsebenchError, match=r"has no 'val': expected val\.en and val\.de, val\.tsv \(text also as \.gz\) or"):
+    with pytest.raises(
+        SparsebenchError, match=r"has no 'val': expected val\.en and val\.de, val\.tsv or val\.en-de\.tsv \(text also"
+    ):
         find_split(tmp_path, ["val", "dev"], ENGLISH_GERMAN)
     write_texts(tmp_path, "dev", PAIRS)
     assert list(find_split(tmp_path, ["val", "dev"], ENGLISH_GERMAN)) == PAIRS
@@ -138,3 +140,17 @@ def test_digest_depends_on_every_byte_and_on_the_border_between_files(tmp_path: 
         (tmp_path / "train.de").write_bytes(target)
         digests.add(find_split(tmp_path, ["train"], ENGLISH_GERMAN).digest())
     assert len(digests) == 4
+
+
+@pytest.mark.parametrize("name", ["train.en-de.tsv", "train.en-de.tsv.gz", "train.de-en.tsv"])
+def test_tsv_named_by_both_languages_has_the_columns_that_it_says(name: str, tmp_path: Path) -> None:
+    turned = name.startswith("train.de")
+    data = "".join("\t".join(pair[::-1] if turned else pair) + "\n" for pair in PAIRS).encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert list(find_split(tmp_path, ["train"], ENGLISH_GERMAN)) == PAIRS
+    assert list(find_split(tmp_path, ["train"], ("de", "en"))) == [pair[::-1] for pair in PAIRS]
+
+
+def test_texts_named_by_both_languages(tmp_path: Path) -> None:
+    write_texts(tmp_path, "train.de-en", PAIRS)
+    assert list(find_split(tmp_path, ["train"], ENGLISH_GERMAN)) == PAIRS

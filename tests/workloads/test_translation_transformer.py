@@ -322,3 +322,34 @@ def test_network_of_another_vocabulary_is_refused() -> None:
     one.load_state_dict(Transformer(VOCABULARY, SIZE, fingerprint=0xABC).state_dict())
     with pytest.raises(SparsebenchError, match=r"^the saved network belongs to the vocabulary abc, this one to def: use the"):
         other.load_state_dict(one.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: state.pop("vocabulary_fingerprint"),
+            r"does not tell its vocabulary \(vocabulary_fingerprint is missing\)",
+        ),
+        (lambda state: state.pop("decoder_norm.bias"), r"is of another size or method: it has no decoder_norm\.bias; load it"),
+        (lambda state: state.update(more=torch.zeros(1)), r"another size or method: it has more, which this one has not; load"),
+    ],
+)
+def test_incomplete_network_is_refused_in_one_line(change: Any, message: str) -> None:
+    state = network().state_dict()
+    change(state)
+    with pytest.raises(SparsebenchError, match=message) as caught:
+        network().load_state_dict(state)
+    assert "\n" not in str(caught.value)
+    network().load_state_dict(state, strict=False)
+
+
+def test_network_of_another_size_is_refused_in_one_line() -> None:
+    wider, deeper = (network(size=size) for size in (Size(64, 48, 4, 2), Size(32, 48, 4, 3)))
+    for other, message in [
+        (wider, r"^the saved network is of another size or method: embedding\.weight is 40x64 there and 40x32 here; load it"),
+        (deeper, r"^the saved network is of another size or method: it has encoder\.2\.\S+, which this one has not; load it"),
+    ]:
+        with pytest.raises(SparsebenchError, match=message) as caught:
+            nn.ModuleDict({"inside": network()}).load_state_dict({f"inside.{k}": v for k, v in other.state_dict().items()})
+        assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from parallel_toys import TOY, prepared, toy_workload
+from parallel_toys import PREPARATION, TOY, ToyTexts, prepared, toy_workload, write_folder
 from torch import nn
 
 pytest.importorskip("sentencepiece")
@@ -21,7 +21,7 @@ from sparsebench.training.cost import report_of_example
 from sparsebench.training.run import run_folder, train
 from sparsebench.workloads.registry import WORKLOADS
 from sparsebench.workloads.translation.corpus import Corpus
-from sparsebench.workloads.translation.named_corpora import parallel_text
+from sparsebench.workloads.translation.parallel_text import parallel_text
 from sparsebench.workloads.translation.scores import SCORES, exact_match, tokenize_as_the_paper
 from sparsebench.workloads.translation.tokens import END, PADDING
 from sparsebench.workloads.translation.translation import Translation
@@ -169,18 +169,9 @@ def test_network_learns_words(toy: Translation) -> None:
     assert by_beam["loss"] < 0.3
 
 
-def write_folder(folder: Path) -> None:
-    for split in ("training", "validation", "test"):
-        for side, language in enumerate(("en", "de")):
-            stem = {"training": "train", "validation": "dev"}.get(split, split)
-            (folder / f"{stem}.{language}").write_text("".join(f"{pair[side]}\n" for pair in getattr(TOY, split)))
-
-
 def test_parallel_text_is_a_workload_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "words"
-    folder.mkdir()
-    write_folder(folder)
+    folder = write_folder(tmp_path / "words")
     there, back = (WORKLOADS.get(f"parallel:{folder}:{direction}") for direction in ("en-de", "de-en"))
     assert there is WORKLOADS.get(f"parallel:{folder}:en-de")
     assert there.name == f"parallel:{folder}:en-de"
@@ -195,9 +186,7 @@ def test_parallel_text_is_a_workload_by_its_path(tmp_path: Path, monkeypatch: py
 def test_other_text_under_the_same_path_is_another_workload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """PEERS 23: old results are not taken for those of new text."""
     monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
-    folder = tmp_path / "words"
-    folder.mkdir()
-    write_folder(folder)
+    folder = write_folder(tmp_path / "words")
     before = parallel_text(f"{folder}:en-de").revision
     with (folder / "train.en").open("a") as file:
         file.write("one\n")
@@ -209,7 +198,7 @@ def test_other_text_under_the_same_path_is_another_workload(tmp_path: Path, monk
 
 def test_mistakes_in_a_folder_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(SparsebenchError, match=r"^parallel:/nowhere:en-de: /nowhere is no folder; expected one with train,"):
+    with pytest.raises(SparsebenchError, match=r"^parallel:/nowhere:en-de: /nowhere is no folder and no file, and there are no"):
         WORKLOADS.get("parallel:/nowhere:en-de")
     write_folder(tmp_path)
     with pytest.raises(SparsebenchError, match=r"has no 'train': expected train\.source and train\.target, train\.tsv"):
@@ -255,6 +244,40 @@ def test_download_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(folder.parent.iterdir()) == []
     assert data_folders.data_folder("words", {"train.en": here}) == folder
     assert (folder / "train.en").read_text() == "one\n"
+
+
+def test_multi30k_may_be_given_by_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsebench.workloads.translation import named_corpora
+
+    monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("SPARSEBENCH_DATA", str(tmp_path / "anything"))
+    write_folder(tmp_path / "anything")
+    load = named_corpora._load("words", {}, ("test",), PREPARATION)
+    assert load().counts.kept == 400
+    (tmp_path / "anything" / "test.de").unlink()
+    load.cache_clear()  # type: ignore[attr-defined]
+    with pytest.raises(SparsebenchError, match=r"^words is not here: put its files"):
+        load()
+
+
+def test_counts_are_in_the_record_and_told_at_every_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = ToyTexts([*TOY.training, ("", "leer"), ("one " * 99, "eins " * 99)], [*TOY.validation, ("two", "")], TOY.test)
+    workload = toy_workload(functools.cache(lambda: prepared(tmp_path / "cache", texts)))
+    monkeypatch.setitem(WORKLOADS._entries, "toy", workload)
+    pairs = "400 of 402 kept; left out: 1 with an empty side, 1 too long, 0 too unequal in length"
+    kept = "all 21 sentences kept; among them 1 with an empty side, 0 longer than 64 tokens"
+    for seed in (0, 1):
+        caplog.clear()
+        config = resolve("toy", "dense", {}, {"steps": 2}, seed)
+        with caplog.at_level("WARNING", "sparsebench"):
+            record = train(config, run_folder(tmp_path, config))
+        assert caplog.messages == [f"toy, training pairs: {pairs}", f"toy, validation text: {kept}"]
+        assert record.environment["training pairs"] == pairs
+        assert record.environment["validation text"] == kept
+        assert record.environment["test text"].startswith("all 30 sentences kept; among them 0 with")
+        assert record.environment["vocabulary"] == "60 of 60 tokens"
 
 
 REFERENCES = ["the cat sat on the mat today", "a well-known dog runs fast , very fast", "it rains"]

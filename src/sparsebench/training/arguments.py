@@ -129,7 +129,8 @@ def validated(field: str, check: Callable[[], Any]) -> Any:
         first = error.errors()[0]
         path = ".".join(str(part) for part in first["loc"] if isinstance(part, (str, int))) or field
         name = path if path.partition(".")[0] in Recipe.model_fields else field
-        raise SparsebenchError(f"{name}={first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}") from error
+        told = first["msg"].removeprefix("Value error, ")
+        raise SparsebenchError(f"{name}={first['input']!r}: {told[:1].lower()}{told[1:]}") from error
 
 
 # What is read off a method's signature is the same for all of a study's thousands of configurations.

@@ -9,7 +9,25 @@ from torch import nn
 
 from sparsebench.workloads.workload import Recipe
 
-__all__ = ["CheckpointAverage"]
+__all__ = ["CheckpointAverage", "default_interval"]
+
+SHARE_OF_TRAINING = 100
+
+
+def default_interval(recipe: Recipe) -> int:
+    """Steps between averaged checkpoints where nobody says: a hundredth of the training, less where they would not fit.
+
+    Vaswani et al. 2017 (arXiv 1706.03762, section 6.1): checkpoints ten minutes apart in twelve hours of training.
+
+    Example:
+        >>> settings = dict(batch_size=1, optimizer="sgd", learning_rate=0.1)
+        >>> default_interval(Recipe(steps=4000, averaged_checkpoints=5, **settings))
+        40
+        >>> default_interval(Recipe(steps=4000, averaged_checkpoints=400, **settings))
+        10
+    """
+    fits = (recipe.steps - 1) // max(recipe.averaged_checkpoints - 1, 1)
+    return max(min(recipe.steps // SHARE_OF_TRAINING, fits), 1)
 
 
 class CheckpointAverage:

@@ -35,6 +35,7 @@ from sparsebench.training.arguments import (
     takes_sequence,
     validated,
 )
+from sparsebench.training.averaging import default_interval
 from sparsebench.training.times import to_steps
 from sparsebench.workloads.epochs import batches_per_epoch
 from sparsebench.workloads.registry import WORKLOADS
@@ -274,6 +275,8 @@ def resolve_recipe(workload: str, method: str, settings: Mapping[str, Any]) -> R
     if isinstance(settings.get("steps"), str) and isinstance(batch_size, int) and batch_size > 0:
         settings["steps"] = to_steps("steps", settings["steps"], None, steps_per_epoch(task, batch_size))
     recipe: Recipe = validated("setting", lambda: Recipe.model_validate(task.recipe.model_dump() | settings))
+    if recipe.averaged_checkpoints > 1 and "averaging_interval" not in recipe.model_fields_set:
+        recipe = recipe.model_copy(update={"averaging_interval": default_interval(recipe)})
     if isinstance(task, CountsSteps):
         task.steps_per_epoch(recipe.batch_size)  # it checks that there are such batches
     elif recipe.batch_size > task.training_examples:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,11 @@ from sparsebench.training.memory import PeakMemory
 from sparsebench.training.parent import inherit
 from sparsebench.training.warm_up import warm_up
 from sparsebench.workloads.registry import WORKLOADS
-from sparsebench.workloads.workload import Recipe, Workload
+from sparsebench.workloads.workload import DataNote, NotesData, Recipe, Workload
 
 __all__ = ["Training", "prepare_training"]
+
+_LOG = logging.getLogger("sparsebench")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Training:
         prunable: Names of its sparsifiable weights.
         dense_multiply_adds: Of the dense network for one example.
         initial_histograms: Of the weights in `prunable` as the training began.
+        data_notes: What is to be told of the data.
     """
 
     workload: Workload
@@ -54,6 +58,7 @@ class Training:
     prunable: list[str]
     dense_multiply_adds: int
     initial_histograms: dict[str, WeightHistogram]
+    data_notes: tuple[DataNote, ...]
 
 
 def prepare_training(config: RunConfig, folder: RunFolder, where: Devices) -> Training:
@@ -65,6 +70,11 @@ def prepare_training(config: RunConfig, folder: RunFolder, where: Devices) -> Tr
     workload = WORKLOADS.get(config.workload)
     warm_up()
     workload.batch(config.seed, 0, config.recipe.batch_size)  # reads the data, which later runs of this process share
+    notes = tuple(workload.data_notes()) if isinstance(workload, NotesData) else ()
+    if where.is_main:
+        for note in notes:
+            if note.remarkable:
+                _LOG.warning("%s, %s: %s", workload.name, note.part, note.told)
     memory = PeakMemory()
     model = workload.build_model()
     set_dropout(model, config.recipe.dropout)
@@ -81,7 +91,7 @@ def prepare_training(config: RunConfig, folder: RunFolder, where: Devices) -> Tr
     state = TrainingState(model, where.wrap(model), sparsifier, optimizer, cost, average, where)
     seed_noise(where, config.seed)
     state.restore(folder)
-    return Training(workload, model, sparsifier, state, memory, names, prunable, sum(forward.values()), before)
+    return Training(workload, model, sparsifier, state, memory, names, prunable, sum(forward.values()), before, notes)
 
 
 def _optimizer(recipe: Recipe, sparsifier: Sparsifier) -> torch.optim.Optimizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
@@ -33,7 +33,7 @@ from sparsebench.training.precision import precision
 from sparsebench.training.preparation import Training, prepare_training
 from sparsebench.training.start_up import settings_in_force
 from sparsebench.workloads.placement import device_of
-from sparsebench.workloads.workload import NamesHeads, Recipe, SignsScores, Split, Workload
+from sparsebench.workloads.workload import DataNote, NamesHeads, Recipe, SignsScores, Split, Workload
 
 __all__ = ["RunHeldError", "run_folder", "train", "train_claimed", "train_claimed_to"]
 
@@ -173,7 +173,7 @@ def _train(
         training_multiply_adds=state.cost.multiply_adds,
         dense_training_multiply_adds=state.cost.dense_multiply_adds,
         weights_sha256=weights_hash(finalized.state_dict()),
-        environment=_environment(config.recipe, workload, where),
+        environment=_environment(config.recipe, workload, training.data_notes, where),
         initial_histograms=training.initial_histograms,
         points=points,
     )
@@ -270,11 +270,12 @@ def _write_model(folder: RunFolder, config: RunConfig, model: nn.Module, point: 
     save_compressed(model, folder.model_path, method=config.method, config=config.model_dump(mode="json"), metrics=measured)
 
 
-def _environment(recipe: Recipe, workload: Workload, where: Devices) -> dict[str, str]:
+def _environment(recipe: Recipe, workload: Workload, notes: Sequence[DataNote], where: Devices) -> dict[str, str]:
     signatures = workload.signatures() if isinstance(workload, SignsScores) else {}
     batch_norm = f"estimated anew over {recipe.batch_norm_batches} batches after thresholding"
     return (
         signatures
+        | {note.part: note.told for note in notes}
         | {
             "sparsebench": version("sparsebench"),
             "torch": torch.__version__,

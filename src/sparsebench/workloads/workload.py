@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -20,9 +20,11 @@ from torch import nn
 __all__ = [
     "AveragesTerms",
     "CountsSteps",
+    "DataNote",
     "ExampleInput",
     "HeadsOfWeight",
     "NamesHeads",
+    "NotesData",
     "Recipe",
     "ShowsUse",
     "SignsScores",
@@ -73,7 +75,8 @@ class Recipe(BaseModel):
         adam_epsilon: Added to their root; adamw only.
         dropout: Probability of every dropout layer of the network, in [0, 1); None as the workload has it.
         averaged_checkpoints: The final weights are the mean of those after so many steps; 1 takes the last step's.
-        averaging_interval: Steps between those, counted back from the last.
+        averaging_interval: Steps between those, counted back from the last. What resolves a configuration fills it in where
+            it was left out, so that 1 here always means successive steps; see `training.averaging.default_interval`.
         milestones: Fractions of training at which "step" lowers the learning rate, in (0, 1).
         learning_rate_decay: The factor that "step" lowers it by, in (0, 1).
         precision: "float32", or "bfloat16" for autocast to it, in training and in evaluation; weights stay float32.
@@ -123,12 +126,21 @@ class Recipe(BaseModel):
         }
     )
 
+    @field_validator("averaged_checkpoints")
+    @classmethod
+    def _averages_no_more_steps_than_there_are(cls, averaged: int, given: ValidationInfo) -> int:
+        steps = given.data.get("steps")
+        if steps is not None and averaged > steps:
+            raise ValueError(f"so many checkpoints do not fit into {steps} steps; expected at most {steps}")
+        return averaged
+
     @field_validator("averaging_interval")
     @classmethod
     def _averages_steps_that_there_are(cls, interval: int, given: ValidationInfo) -> int:
         averaged, steps = given.data.get("averaged_checkpoints", 1), given.data.get("steps")
         if steps is not None and (averaged - 1) * interval >= steps:
-            raise ValueError(f"{averaged} checkpoints so far apart do not fit into {steps} steps")
+            most = (steps - 1) // (averaged - 1)
+            raise ValueError(f"{averaged} checkpoints so far apart do not fit into {steps} steps; expected at most {most}")
         return interval
 
     @model_serializer(mode="wrap")
@@ -203,6 +215,22 @@ class SignsScores(Protocol):
 
     def signatures(self) -> dict[str, str]:
         """What exactly each score measures, by its name."""
+
+
+class DataNote(NamedTuple):
+    """What became of a part of the data as it was read, in words; remarkable where something was left out or is unusual."""
+
+    part: str
+    told: str
+    remarkable: bool
+
+
+@runtime_checkable
+class NotesData(Protocol):
+    """A Workload that does not train on all it is given, so that it must say on what."""
+
+    def data_notes(self) -> Sequence[DataNote]:
+        """What became of each part of the data."""
 
 
 class HeadsOfWeight(NamedTuple):

@@ -19,8 +19,8 @@ from sparsebench.workloads.images.reading import (
     read_encoded_splits,
     read_splits,
 )
-from sparsebench.workloads.images.recipes import reference_recipe
 from sparsebench.workloads.images.streamed import StreamedImages
+from sparsebench.workloads.recipes import reference_recipes
 
 __all__ = ["IMAGE_FAMILIES", "NAMED_SETS", "images_workload"]
 
@@ -28,6 +28,7 @@ ImageWorkload: TypeAlias = InMemoryImages | StreamedImages
 
 HUB = "https://huggingface.co/datasets"
 IMAGENET_TRAINING, IMAGENET_VALIDATION = 1_281_167, 10_000
+RECIPES = reference_recipes("sparsebench.workloads.images")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _small(name: str, model: str) -> InMemoryImages:
     check_network_name(model)
     if takes_photographs(model) and not model.startswith("timm."):
         raise SparsebenchError(f"{name}/{model}: {model} is for photographs; expected resnet-20 or wrn-16-2, say")
-    recipe = reference_recipe(_recipe_name(name, model))
+    recipe = RECIPES[_recipe_name(name, model)]
     return InMemoryImages(
         name=f"{name}/{model}",
         summary=_summary(chosen.summary, f"{name}/{model}", model, recipe.published),
@@ -129,7 +130,7 @@ def _small(name: str, model: str) -> InMemoryImages:
 def _imagenet(model: str) -> StreamedImages:
     model = model or "resnet-50"
     check_network_name(model)
-    recipe = reference_recipe("imagenet")
+    recipe = RECIPES["imagenet"]
     return StreamedImages(
         name=f"imagenet/{model}",
         summary=_summary("1.28 million photographs in 1,000 classes", f"imagenet/{model}", model, recipe.published),
@@ -160,7 +161,7 @@ def images_workload(argument: str) -> ImageWorkload:
             f"images:{argument}: {path!r} is no folder; expected images:PATH or images:MODEL@PATH, say images:resnet-18@flowers"
         )
     name, summary = f"images:{model}@{folder}", f"images in {folder}, {model}"
-    recipe = reference_recipe(_recipe_name("images", model))
+    recipe = RECIPES[_recipe_name("images", model)]
     if takes_photographs(model):
         find = functools.cache(functools.partial(read_encoded_splits, folder, IMAGENET_VALIDATION))
         return StreamedImages(

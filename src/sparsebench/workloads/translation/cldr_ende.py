@@ -11,9 +11,9 @@ from sparsebench.workloads.translation.cldr_phrases import Phrases, make_phrases
 from sparsebench.workloads.translation.corpus import Corpus
 from sparsebench.workloads.translation.files import Pair
 from sparsebench.workloads.translation.preparation import Preparation, prepare_corpus
+from sparsebench.workloads.translation.sizes import RECIPES
 from sparsebench.workloads.translation.transformer import SIZES
 from sparsebench.workloads.translation.translation import Translation
-from sparsebench.workloads.workload import Recipe
 
 __all__ = ["CLDR_ENDE"]
 
@@ -61,19 +61,8 @@ def load_phrases() -> Corpus:
 CLDR_ENDE = Translation(
     name="cldr-ende",
     summary="English-German dates, numbers, amounts, units and names from CLDR, a tiny Transformer; minutes a run, no download",
-    code_revision=1,
-    recipe=Recipe(
-        steps=1500,
-        batch_size=2048,
-        optimizer="adamw",
-        learning_rate=5e-3,
-        learning_rate_schedule="trapezoid",
-        warmup_steps=200,
-        label_smoothing=0.0,
-        adam_beta2=0.98,
-        adam_epsilon=1e-9,
-        auxiliary_lr_scale=5.0,
-    ),
+    code_revision=RECIPES["cldr-ende"].revision,
+    recipe=RECIPES["cldr-ende"].recipe(),
     load=load_phrases,
     size=SIZES["tiny"],
     dropout=0.0,

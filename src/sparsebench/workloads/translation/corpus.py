@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.workloads.translation.files import read_lines
 from sparsebench.workloads.translation.vocabulary import Vocabulary
 
-__all__ = ["Corpus", "Counts", "Sentences", "TokenArray", "read_corpus", "token_type"]
+__all__ = ["Corpus", "Counts", "EvaluationCounts", "Sentences", "TokenArray", "read_corpus", "token_type"]
 
 
 @dataclass
@@ -30,7 +31,26 @@ class Counts:
 
     def __str__(self) -> str:
         left_out = f"{self.empty:,} with an empty side, {self.too_long:,} too long, {self.unequal:,} too unequal in length"
-        return f"{self.kept:,} of {self.read:,} training pairs kept; left out: {left_out}"
+        return f"{self.kept:,} of {self.read:,} kept; left out: {left_out}"
+
+
+@dataclass(frozen=True)
+class EvaluationCounts:
+    """What an evaluation split holds that training text would not: nothing of it is left out."""
+
+    sentences: int
+    empty: int
+    too_long: int
+    max_length: int
+
+    @property
+    def remarkable(self) -> bool:
+        """Whether it holds any such sentence."""
+        return bool(self.empty or self.too_long)
+
+    def __str__(self) -> str:
+        odd = f"{self.empty:,} with an empty side, {self.too_long:,} longer than {self.max_length} tokens"
+        return f"all {self.sentences:,} sentences kept; among them {odd}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +98,9 @@ class Corpus:
         validation: Validation text.
         test: Test text.
         vocabulary: Of both languages.
+        vocabulary_size: Tokens that the vocabulary was to have; it has fewer where the text is too short for so many.
         counts: What the filters left out.
+        evaluation: What validation and test text hold, by split.
         fingerprint: A number below 2**48 that stands for this data and vocabulary and no other.
     """
 
@@ -87,7 +109,9 @@ class Corpus:
     validation: Sentences
     test: Sentences
     vocabulary: Vocabulary
+    vocabulary_size: int
     counts: Counts
+    evaluation: Mapping[str, EvaluationCounts]
     fingerprint: int
 
 
@@ -112,7 +136,9 @@ def read_corpus(folder: Path) -> Corpus:
             validation=_sentences(folder, "validation"),
             test=_sentences(folder, "test"),
             vocabulary=vocabulary,
+            vocabulary_size=int(described["vocabulary_size"]),
             counts=counts,
+            evaluation={split: EvaluationCounts(**held) for split, held in described["evaluation"].items()},
             fingerprint=int(described["fingerprint"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import hashlib
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,9 +15,22 @@ from typing import Any, TypeAlias
 
 from sparsebench.errors import SparsebenchError
 
-__all__ = ["Pair", "ParallelFiles", "find_split", "read_lines"]
+__all__ = [
+    "TEST",
+    "TRAINING",
+    "VALIDATION",
+    "Pair",
+    "ParallelFiles",
+    "find_split",
+    "look_for_split",
+    "parallel_file",
+    "read_lines",
+]
 
 Pair: TypeAlias = tuple[str, str]
+
+TRAINING, VALIDATION, TEST = ("train",), ("validation", "valid", "val", "dev"), ("test",)
+"""What the names of the files of each split may begin with."""
 
 PARQUET_ROWS = 10_000
 
@@ -28,16 +43,19 @@ class ParallelFiles:
         files: Two text files (source, target; a sentence a line), one TSV file (source, tab, target), or Parquet files.
         languages: Of source and target, as columns of Parquet files are named: `{"translation": {"en": ..., "de": ...}}` as on
             the Hugging Face hub, or a column for each.
+        turned: The columns of the TSV file are target and source.
     """
 
     files: tuple[Path, ...]
     languages: tuple[str, str]
+    turned: bool = False
 
     def __iter__(self) -> Iterator[Pair]:
         if self.files[0].suffix == ".parquet":
             return _read_parquet(self.files, self.languages)
         if len(self.files) == 1:
-            return _read_tsv(self.files[0])
+            pairs = _read_tsv(self.files[0])
+            return ((source, target) for target, source in pairs) if self.turned else pairs
         return _read_texts(self.files[0], self.files[1])
 
     def digest(self) -> str:
@@ -65,7 +83,8 @@ def find_split(folder: Path, stems: Sequence[str], languages: tuple[str, str]) -
     Args:
         folder: The folder.
         stems: What the files' names may begin with, such as ("val", "dev"): `val.en` and `val.de`, `val.tsv`, `val.parquet` or
-            `val-00000-of-00001.parquet`; text also with `.gz`.
+            `val-00000-of-00001.parquet`; text also with `.gz`. The languages may follow: `val.en-de.tsv`, which has the
+            columns that it says, `val.en-de.en` and `val.en-de.de`.
         languages: Of source and target, the endings of text files.
 
     Raises:
@@ -78,25 +97,52 @@ def find_split(folder: Path, stems: Sequence[str], languages: tuple[str, str]) -
         >>> list(find_split(folder, ["val", "dev"], ("en", "de")))
         [('two', 'zwei')]
     """
-    found: list[tuple[Path, ...]] = []
-    for stem in stems:
-        texts = [_text_file(folder / f"{stem}.{language}") for language in languages]
-        if texts[0] and texts[1]:
-            found.append((texts[0], texts[1]))
-        if tsv := _text_file(folder / f"{stem}.tsv"):
-            found.append((tsv,))
-        if shards := sorted(folder.glob(f"{stem}.parquet")) + sorted(folder.glob(f"{stem}-*.parquet")):
-            found.append(tuple(shards))
-    if len(found) == 1:
-        return ParallelFiles(found[0], languages)
-    if found:
-        names = ", ".join(str(files[0].name) for files in found)
-        raise SparsebenchError(f"{folder} has several files for {stems[0]!r} ({names}): leave one")
+    if (found := look_for_split(folder, stems, languages)) is not None:
+        return found
     source, target = languages
     stem = stems[0]
     raise SparsebenchError(
-        f"{folder} has no {stem!r}: expected {stem}.{source} and {stem}.{target}, {stem}.tsv (text also as .gz) or {stem}.parquet"
+        f"{folder} has no {stem!r}: expected {stem}.{source} and {stem}.{target}, {stem}.tsv or {stem}.{source}-{target}.tsv "
+        f"(text also as .gz) or {stem}.parquet"
     )
+
+
+def look_for_split(folder: Path, stems: Sequence[str], languages: tuple[str, str]) -> ParallelFiles | None:
+    """The same, but None where there is none.
+
+    Raises:
+        SparsebenchError: There are several kinds; the message names them.
+    """
+    source, target = languages
+    found: list[ParallelFiles] = []
+    for stem in (f"{stem}{pair}" for stem in stems for pair in ("", f".{source}-{target}", f".{target}-{source}")):
+        texts = [_text_file(folder / f"{stem}.{language}") for language in languages]
+        if texts[0] and texts[1]:
+            found.append(ParallelFiles((texts[0], texts[1]), languages))
+        if tsv := _text_file(folder / f"{stem}.tsv"):
+            found.append(parallel_file(tsv, languages))
+        if shards := sorted(folder.glob(f"{glob.escape(stem)}.parquet")) + sorted(folder.glob(f"{glob.escape(stem)}-*.parquet")):
+            found.append(ParallelFiles(tuple(shards), languages))
+    if len(found) > 1:
+        names = ", ".join(str(each.files[0].name) for each in found)
+        raise SparsebenchError(f"{folder} has several files for {stems[0]!r} ({names}): leave one")
+    return found[0] if found else None
+
+
+def parallel_file(path: Path, languages: tuple[str, str]) -> ParallelFiles:
+    """One TSV or Parquet file that holds both sides.
+
+    Raises:
+        SparsebenchError: Its name ends in none of `.tsv`, `.tsv.gz`, `.parquet`.
+    """
+    name = path.name.removesuffix(".gz")
+    if not name.endswith(".tsv") and path.suffix != ".parquet":
+        raise SparsebenchError(
+            f"{path} is neither TSV (.tsv, .tsv.gz) nor Parquet (.parquet): of two text files give what their names have in "
+            "common, such as parallel:corpus:en-de for corpus.en and corpus.de"
+        )
+    turned = re.search(rf"(^|[._-]){languages[1]}-{languages[0]}\.tsv$", name) is not None
+    return ParallelFiles((path,), languages, turned)
 
 
 def _text_file(path: Path) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,17 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.workloads.translation.corpus import Corpus, Counts, read_corpus, token_type
-from sparsebench.workloads.translation.files import Pair
+from sparsebench.workloads.translation.corpus import Corpus, Counts, EvaluationCounts, read_corpus, token_type
+from sparsebench.workloads.translation.files import Pair, read_lines
 from sparsebench.workloads.translation.vocabulary import Vocabulary, train_vocabulary
 
-__all__ = ["Preparation", "Texts", "prepare_corpus"]
+__all__ = ["Preparation", "Texts", "prepare_corpus", "spaced"]
 
-FORMAT = 1
+FORMAT = 2
 ENCODED_AT_ONCE = 2000
 VOCABULARY_PAIRS = 2_000_000  # at most so many pairs, evenly spread, teach the vocabulary
-
-_LOG = logging.getLogger("sparsebench")
 
 
 class Texts(Protocol):
@@ -67,7 +64,8 @@ def prepare_corpus(name: str, identity: Mapping[str, Any], preparation: Preparat
     """Learn the vocabulary, filter and encode the training pairs; or read what an earlier call has made of the same.
 
     Text is read as a stream, tokens are written as they come and mapped into memory: a corpus may be larger than memory. Training
-    pairs with an empty side, too long or too unequal in length are left out, counted and reported; evaluation text is kept whole.
+    pairs with an empty side, too long or too unequal in length are left out; evaluation text is kept whole, since the score of a
+    part compares with nobody's. Both are counted, and the counts kept with the corpus.
 
     Args:
         name: The workload's, for messages.
@@ -106,19 +104,24 @@ def _write_corpus(name: str, preparation: Preparation, texts: Texts, folder: Pat
         _write_sentences(name, split, getattr(texts, split), folder)
     model = train_vocabulary(lambda: _sampled(texts.training), preparation.vocabulary_size, preparation.split_digits)
     (folder / "vocabulary.model").write_bytes(model)
-    counts = _write_tokens(texts.training, Vocabulary(model), preparation, folder)
+    vocabulary = Vocabulary(model)
+    counts = _write_tokens(texts.training, vocabulary, preparation, folder)
     if not counts.kept:
         raise SparsebenchError(f"{name}: nothing is left to train on ({counts})")
-    described = {"fingerprint": _fingerprint(folder), "counts": asdict(counts)}
+    evaluation = {split: _counted(folder, split, vocabulary, preparation.max_length) for split in ("validation", "test")}
+    described = {
+        "fingerprint": _fingerprint(folder),
+        "vocabulary_size": preparation.vocabulary_size,
+        "counts": asdict(counts),
+        "evaluation": {split: asdict(held) for split, held in evaluation.items()},
+    }
     (folder / "corpus.json").write_text(json.dumps(described), encoding="utf-8")
-    if counts.kept < counts.read:
-        _LOG.warning("%s: %s", name, counts)
 
 
 def _sampled(training: Iterable[Pair]) -> Iterator[str]:
     """The sentences that teach the vocabulary: all, or every second pair, every third, ..."""
     every = max(-(-sum(1 for _ in training) // VOCABULARY_PAIRS), 1)
-    return (text for pair in islice(iter(training), 0, None, every) for text in map(_spaced, pair) if text)
+    return (text for pair in islice(iter(training), 0, None, every) for text in map(spaced, pair) if text)
 
 
 def _write_tokens(training: Iterable[Pair], vocabulary: Vocabulary, preparation: Preparation, folder: Path) -> Counts:
@@ -140,8 +143,8 @@ def _write_tokens(training: Iterable[Pair], vocabulary: Vocabulary, preparation:
 def _kept(block: list[Pair], vocabulary: Vocabulary, preparation: Preparation, counts: Counts) -> Iterator[list[list[int]]]:
     """The encoded pairs of a block that pass the filters."""
     counts.read += len(block)
-    spaced = [(_spaced(source), _spaced(target)) for source, target in block]
-    full = [pair for pair in spaced if all(pair)]
+    plain = [(spaced(source), spaced(target)) for source, target in block]
+    full = [pair for pair in plain if all(pair)]
     counts.empty += len(block) - len(full)
     for pair in zip(vocabulary.encode([pair[0] for pair in full]), vocabulary.encode([pair[1] for pair in full]), strict=True):
         shorter, longer = sorted(map(len, pair))
@@ -155,14 +158,24 @@ def _kept(block: list[Pair], vocabulary: Vocabulary, preparation: Preparation, c
 
 
 def _write_sentences(name: str, split: str, pairs: Iterable[Pair], folder: Path) -> None:
-    columns = list(zip(*(map(_spaced, pair) for pair in pairs), strict=True))
+    columns = list(zip(*(map(spaced, pair) for pair in pairs), strict=True))
     if not columns:
         raise SparsebenchError(f"{name}: the {split} split is empty")
     for side, column in zip(("source", "target"), columns, strict=True):
         (folder / f"{split}.{side}").write_text("".join(f"{text}\n" for text in column), encoding="utf-8", newline="\n")
 
 
-def _spaced(text: str) -> str:
+def _counted(folder: Path, split: str, vocabulary: Vocabulary, max_length: int) -> EvaluationCounts:
+    sources, references = (list(read_lines(folder / f"{split}.{side}")) for side in ("source", "target"))
+    empty = too_long = 0
+    lengths = (map(len, vocabulary.encode(side)) for side in (sources, references))
+    for source, reference, *tokens in zip(sources, references, *lengths, strict=True):
+        empty += not (source and reference)
+        too_long += max(tokens) > max_length
+    return EvaluationCounts(len(sources), empty, too_long, max_length)
+
+
+def spaced(text: str) -> str:
     """Words with one plain space between: line separators and unbreakable spaces are no different to a vocabulary."""
     return " ".join(text.split())
 

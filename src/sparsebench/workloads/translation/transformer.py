@@ -301,14 +301,41 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        saved = state_dict.get(f"{prefix}vocabulary_fingerprint")
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, *rest: Any
+    ) -> None:
+        held = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+        saved = held.get("vocabulary_fingerprint")
+        if saved is None and strict:
+            raise SparsebenchError(
+                "the saved network does not tell its vocabulary (vocabulary_fingerprint is missing): expected all that "
+                "state_dict() gave"
+            )
         if saved is not None and not torch.equal(saved.cpu(), self.vocabulary_fingerprint.cpu()):
             raise SparsebenchError(
                 f"the saved network belongs to the vocabulary {int(saved):x}, this one to {int(self.vocabulary_fingerprint):x}: "
                 "use the vocabulary that it was trained with"
             )
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if misfit := _first_misfit(held, self.state_dict(), strict):
+            raise SparsebenchError(f"the saved network is of another size or method: {misfit}; load it into one like it")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
+
+
+def _first_misfit(saved: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], strict: bool) -> str | None:
+    """The first tensor of another shape, or that only one of two states has (where that matters)."""
+    for name, tensor in own.items():
+        if name in saved and saved[name].shape != tensor.shape:
+            return f"{name} is {_shape(saved[name])} there and {_shape(tensor)} here"
+    if not strict:
+        return None
+    if missing := next((name for name in own if name not in saved), None):
+        return f"it has no {missing}"
+    surplus = next((name for name in saved if name not in own), None)
+    return None if surplus is None else f"it has {surplus}, which this one has not"
+
+
+def _shape(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
 
 
 def _decoder_layers(model: Transformer) -> list[DecoderLayer]:

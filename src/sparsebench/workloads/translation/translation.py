@@ -19,7 +19,7 @@ from sparsebench.workloads.translation.decoding import beam_search, greedy
 from sparsebench.workloads.translation.scores import SCORES
 from sparsebench.workloads.translation.tokens import PADDING
 from sparsebench.workloads.translation.transformer import Attention, Size, Transformer
-from sparsebench.workloads.workload import ExampleInput, HeadsOfWeight, Recipe, Split
+from sparsebench.workloads.workload import DataNote, ExampleInput, HeadsOfWeight, Recipe, Split
 
 __all__ = ["Translation"]
 
@@ -92,6 +92,17 @@ class Translation:
     def signatures(self) -> dict[str, str]:
         """What exactly the scores measure."""
         return {name: SCORES[name].signature() for name in self.scores}
+
+    def data_notes(self) -> list[DataNote]:
+        """Training pairs left out, evaluation text that training would have left out, and the size of the vocabulary."""
+        corpus = self.load()
+        size, asked = corpus.vocabulary.size, corpus.vocabulary_size
+        notes = [DataNote("training pairs", str(corpus.counts), corpus.counts.kept < corpus.counts.read)]
+        notes += [DataNote(f"{split} text", str(held), held.remarkable) for split, held in corpus.evaluation.items()]
+        return [
+            *notes,
+            DataNote("vocabulary", f"{size:,} of {asked:,} tokens", remarkable=False),
+        ]  # it was said when it was learned
 
     def build_model(self) -> nn.Module:
         """A new Transformer, its weights drawn from torch's default generator."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -11,6 +12,11 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.workloads.translation.tokens import BEGIN, END, PADDING, UNKNOWN
 
 __all__ = ["Vocabulary", "train_vocabulary"]
+
+# What sentencepiece says, in messages that are all RuntimeErrors.
+_TOO_LARGE, _TOO_SMALL, _NO_TEXT = "Vocabulary size too high", "smaller than required_chars", "[!sentences_.empty()]"
+
+_LOG = logging.getLogger("sparsebench")
 
 
 class Vocabulary:
@@ -51,7 +57,8 @@ class Vocabulary:
 def train_vocabulary(texts: Callable[[], Iterable[str]], size: int, split_digits: bool) -> bytes:
     """Learn a vocabulary by byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909).
 
-    It only counts, so that the same text gives the same vocabulary everywhere. Texts are not normalised, apart from spaces.
+    It only counts, so that the same text gives the same vocabulary everywhere. Texts are not normalised, apart from spaces. A
+    vocabulary that is smaller than asked for is logged as a warning.
 
     Args:
         texts: Gives the sentences of both languages, as often as it is called.
@@ -63,9 +70,10 @@ def train_vocabulary(texts: Callable[[], Iterable[str]], size: int, split_digits
         A sentencepiece model.
 
     Raises:
-        SparsebenchError: There is too little text for any vocabulary, or sentencepiece is not installed.
+        SparsebenchError: There is too little text for any vocabulary; or sentencepiece cannot learn one, such as one of fewer
+            tokens than the text has characters; or it is not installed.
     """
-    sentencepiece = _sentencepiece()
+    sentencepiece, asked = _sentencepiece(), size
     while size > UNKNOWN:
         model = io.BytesIO()
         try:
@@ -84,9 +92,18 @@ def train_vocabulary(texts: Callable[[], Iterable[str]], size: int, split_digits
                 num_threads=1,
                 minloglevel=2,
             )
-        except RuntimeError:
-            size //= 2
+        except RuntimeError as error:
+            reason = str(error)
+            if _TOO_LARGE in reason:
+                size //= 2
+            elif _NO_TEXT in reason or (_TOO_SMALL in reason and size < asked):
+                break
+            else:
+                told = reason.rpartition("] ")[2].strip().partition("\n")[0]
+                raise SparsebenchError(f"sentencepiece cannot learn a vocabulary of {size:,} tokens: {told}") from error
         else:
+            if size < asked:
+                _LOG.warning("the vocabulary has %s tokens, not %s: there is too little text for more", f"{size:,}", f"{asked:,}")
             return model.getvalue()
     raise SparsebenchError("the training sentences are too little text to learn a vocabulary from")
 

@@ -1,4 +1,4 @@
-"""Reference recipes, read from recipes.yaml."""
+"""Reference recipes as data: the file recipes.yaml beside the code of a family of workloads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from sparsebench.workloads.epochs import batches_per_epoch
 from sparsebench.workloads.workload import Recipe
 
-__all__ = ["ReferenceRecipe", "reference_recipe"]
+__all__ = ["ReferenceRecipe", "reference_recipes"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ReferenceRecipe:
     Attributes:
         revision: Raised when the recipe changes.
         settings: Fields of `Recipe`; lengths may stand in epochs.
-        published: Dense test accuracy in per cent, by workload.
+        published: Dense results on the test split in the workload's metric, by workload.
         source: Where both stand; empty where the recipe is ours.
         augmented: Whether training images are moved and mirrored as the set allows.
     """
@@ -33,8 +33,8 @@ class ReferenceRecipe:
     source: str
     augmented: bool
 
-    def recipe(self, training_examples: int) -> Recipe:
-        """The recipe for so many training images."""
+    def recipe(self, training_examples: int = 0) -> Recipe:
+        """The recipe for so many training examples; the number matters only where lengths stand in epochs of examples."""
         settings = dict(self.settings)
         epoch = batches_per_epoch(training_examples, settings["batch_size"])
         for length in ("", "warmup_"):
@@ -44,18 +44,21 @@ class ReferenceRecipe:
 
 
 @functools.cache
-def reference_recipe(name: str) -> ReferenceRecipe:
-    """A recipe of recipes.yaml.
+def reference_recipes(package: str) -> dict[str, ReferenceRecipe]:
+    """The recipes of a package's recipes.yaml, by name.
 
     Example:
-        >>> reference_recipe("resnet-cifar").recipe(45_000).milestones
+        >>> reference_recipes("sparsebench.workloads.images")["resnet-cifar"].recipe(45_000).milestones
         (0.5, 0.75)
     """
-    entry = yaml.safe_load((files(__package__) / "recipes.yaml").read_text(encoding="utf-8"))[name]
-    return ReferenceRecipe(
-        revision=entry["revision"],
-        settings=entry["recipe"],
-        published=entry.get("published", {}),
-        source=entry.get("source", ""),
-        augmented=entry.get("augmented", True),
-    )
+    entries = yaml.safe_load((files(package) / "recipes.yaml").read_text(encoding="utf-8"))
+    return {
+        name: ReferenceRecipe(
+            revision=entry["revision"],
+            settings=entry["recipe"],
+            published=entry.get("published", {}),
+            source=entry.get("source", ""),
+            augmented=entry.get("augmented", True),
+        )
+        for name, entry in entries.items()
+    }
