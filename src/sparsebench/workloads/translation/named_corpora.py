@@ -30,9 +30,11 @@ def _load(name: str, downloads: Mapping[str, str], test: Sequence[str], preparat
     @functools.cache
     def load() -> Corpus:
         folder = data_folder(name, downloads, is_it=holds_splits)
-        splits = [find_split(folder, each, ENGLISH_GERMAN) for each in stems]
+        training, validation, tested = splits = tuple(find_split(folder, each, ENGLISH_GERMAN) for each in stems)
         identity = {"languages": list(ENGLISH_GERMAN), "splits": [split.digest() for split in splits]}
-        return prepare_corpus(name, identity, preparation, GivenTexts(*splits, name), cache_folder() / "corpora")
+        return prepare_corpus(
+            name, identity, preparation, GivenTexts(training, validation, tested, name), cache_folder() / "corpora"
+        )
 
     return load
 
