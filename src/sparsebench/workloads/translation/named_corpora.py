@@ -30,11 +30,10 @@ def _load(name: str, downloads: Mapping[str, str], test: Sequence[str], preparat
     @functools.cache
     def load() -> Corpus:
         folder = data_folder(name, downloads, is_it=holds_splits)
-        training, validation, tested = splits = tuple(find_split(folder, each, ENGLISH_GERMAN) for each in stems)
-        identity = {"languages": list(ENGLISH_GERMAN), "splits": [split.digest() for split in splits]}
-        return prepare_corpus(
-            name, identity, preparation, GivenTexts(training, validation, tested, name), cache_folder() / "corpora"
-        )
+        training, validation, tested = (find_split(folder, each, ENGLISH_GERMAN) for each in stems)
+        identity = {"languages": list(ENGLISH_GERMAN), "splits": [split.digest() for split in (training, validation, tested)]}
+        texts = GivenTexts(training, validation, tested, name)
+        return prepare_corpus(name, identity, preparation, texts, cache_folder() / "corpora")
 
     return load
 
