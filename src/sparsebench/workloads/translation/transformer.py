@@ -301,37 +301,38 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.embedding.weight, std=self.embedding.embedding_dim**-0.5)
 
-    def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool, *rest: Any
-    ) -> None:
-        held = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
-        saved = held.get("vocabulary_fingerprint")
-        if saved is None and strict:
-            raise SparsebenchError(
-                "the saved network does not tell its vocabulary (vocabulary_fingerprint is missing): expected all that "
-                "state_dict() gave"
-            )
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As every module's.
+
+        Raises:
+            SparsebenchError: The state is of another vocabulary or size, or, where `strict`, has other tensors than this network.
+        """
+        if strict:
+            own = self.state_dict()
+            if "vocabulary_fingerprint" not in state_dict:
+                raise SparsebenchError(
+                    "the saved network does not tell its vocabulary (vocabulary_fingerprint is missing): expected all that "
+                    "state_dict() gave"
+                )
+            for told, names in (("has no", own.keys() - state_dict.keys()), ("also has", state_dict.keys() - own.keys())):
+                if names:
+                    raise SparsebenchError(f"the saved network {told} {min(names)}: load it into one of its size and method")
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        saved = state_dict.get(f"{prefix}vocabulary_fingerprint")
         if saved is not None and not torch.equal(saved.cpu(), self.vocabulary_fingerprint.cpu()):
             raise SparsebenchError(
                 f"the saved network belongs to the vocabulary {int(saved):x}, this one to {int(self.vocabulary_fingerprint):x}: "
                 "use the vocabulary that it was trained with"
             )
-        if misfit := _first_misfit(held, self.state_dict(), strict):
-            raise SparsebenchError(f"the saved network is of another size or method: {misfit}; load it into one like it")
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *rest)
-
-
-def _first_misfit(saved: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], strict: bool) -> str | None:
-    """The first tensor of another shape, or that only one of two states has (where that matters)."""
-    for name, tensor in own.items():
-        if name in saved and saved[name].shape != tensor.shape:
-            return f"{name} is {_shape(saved[name])} there and {_shape(tensor)} here"
-    if not strict:
-        return None
-    if missing := next((name for name in own if name not in saved), None):
-        return f"it has no {missing}"
-    surplus = next((name for name in saved if name not in own), None)
-    return None if surplus is None else f"it has {surplus}, which this one has not"
+        for name, tensor in self.state_dict(prefix=prefix).items():
+            if name in state_dict and state_dict[name].shape != tensor.shape:
+                raise SparsebenchError(
+                    f"{name} is {_shape(state_dict[name])} in the saved network, {_shape(tensor)} in this one: load it into one "
+                    "of its size"
+                )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def _shape(tensor: torch.Tensor) -> str:
