@@ -14,7 +14,7 @@ from torch import nn
 
 from sparsebench import variational_dropout
 from sparsebench.records.run_folder import RunFolder
-from sparsebench.training import run as run_module
+from sparsebench.training import preparation
 from sparsebench.training.batch_norm import estimate_batch_norm, estimated_batch_norm
 from sparsebench.training.config import KeptSchedule, RunConfig, resolve
 from sparsebench.training.longer_training import rate_factor
@@ -79,7 +79,7 @@ def test_decay_of_weights_alone_spares_norms_biases_and_a_methods_own_parameters
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
     sparsifier = variational_dropout(penalty=0.1)
     sparsifier.prepare(model)
-    optimizer = run_module._optimizer(recipe(weight_decay=0.5, weight_decay_on="weights"), sparsifier)
+    optimizer = preparation._optimizer(recipe(weight_decay=0.5, weight_decay_on="weights"), sparsifier)
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         expected = 0.5 if name.endswith("weight") and parameter.ndim > 1 else 0.0
