@@ -92,10 +92,16 @@ INLINE void NAME(sum_row)(
     }
 }
 
+#include "block_panel.h"
+
 /* Output rows [row, end) of a panel, `pitch` floats apart in the panel and `out_pitch` in the output. */
 static void NAME(sum_rows)(
     const struct product *p, int64_t row, int64_t end, const float *panel, int64_t pitch, float *out, int64_t out_pitch, int64_t vectors)
 {
+    if (p->block > 1) {
+        NAME(sum_blocks)(p, row, end, panel, pitch, out, out_pitch, vectors);
+        return;
+    }
 #define ROWS(count, steps) \
     case count: \
         for (; row < end; ++row, out += out_pitch) NAME(sum_row)(p, row, panel, pitch, out, count, steps); \

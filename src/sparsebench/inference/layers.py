@@ -6,18 +6,23 @@ import torch
 from torch import Tensor, nn
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.inference.compressed_blocks import CompressedBlocks
 from sparsebench.inference.compressed_rows import CompressedRows
 
 __all__ = ["SparseLinear", "SparsePointwiseConvolution", "SparseWeight"]
 
 
+Storage = type[CompressedRows] | type[CompressedBlocks]
+
+
 class SparseWeight(nn.Module):
-    """The weight [outputs, inputs] of a layer in compressed rows, and its bias, as buffers.
+    """The weight [outputs, inputs] of a layer without its zeros, and its bias, as buffers.
 
     Args:
         weight: float32 [outputs, inputs] on the CPU; what is zero is not kept.
         bias: float32 [outputs].
         rectify: Whether negative results become zero.
+        storage: How the weight is kept: `CompressedRows`, or `CompressedBlocks` for one whose zeros come in blocks of 16 outputs.
     """
 
     starts: Tensor
@@ -25,21 +30,22 @@ class SparseWeight(nn.Module):
     values: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rectify: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, rectify: bool, storage: Storage = CompressedRows) -> None:
         super().__init__()
-        rows = CompressedRows.of(weight)
+        matrix = storage.of(weight)
         self.outputs, self.inputs = weight.shape
         self.rectify = rectify
-        self.register_buffer("starts", rows.starts)
-        self.register_buffer("columns", rows.columns)
-        self.register_buffer("values", rows.values)
+        self.storage = storage
+        self.register_buffer("starts", matrix.starts)
+        self.register_buffer("columns", matrix.columns)
+        self.register_buffer("values", matrix.values)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.eval()
 
     @property
-    def rows(self) -> CompressedRows:
-        """The matrix."""
-        return CompressedRows(self.starts, self.columns, self.values, self.inputs)
+    def matrix(self) -> CompressedRows | CompressedBlocks:
+        """The weight."""
+        return self.storage.held(self.starts, self.columns, self.values, (self.outputs, self.inputs))
 
     def multiply(self, x: Tensor, out: Tensor) -> None:
         """Write the product with [images, inputs, positions] to [images, outputs, positions].
@@ -55,11 +61,11 @@ class SparseWeight(nn.Module):
         for name, tensor in (("its input", x), ("the sparse layer", self.values)):
             if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
                 raise SparsebenchError(f"{name} is {tensor.dtype} on {tensor.device}: expected torch.float32 on the CPU")
-        self.rows.multiply(x, out, self.bias, self.rectify)
+        self.matrix.multiply(x, out, self.bias, self.rectify)
 
     def extra_repr(self) -> str:
         """Sizes, as the layers of torch print theirs."""
-        sparsity = 1 - len(self.values) / max(1, self.inputs * self.outputs)
+        sparsity = 1 - int(self.values.count_nonzero()) / max(1, self.inputs * self.outputs)
         return f"{self.inputs}, {self.outputs}, bias={self.bias is not None}, relu={self.rectify}, sparsity={sparsity:.3f}"
 
 
@@ -70,6 +76,7 @@ class SparseLinear(SparseWeight):
         weight: float32 [outputs, inputs] on the CPU.
         bias: float32 [outputs].
         rectify: Whether negative results become zero.
+        storage: As for `SparseWeight`.
 
     Example:
         >>> import torch
@@ -84,7 +91,7 @@ class SparseLinear(SparseWeight):
     @property
     def weight(self) -> Tensor:
         """The weight with its zeros, made anew at every access: changing it changes nothing here."""
-        return self.rows.dense()
+        return self.matrix.dense()
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs], contiguous.
@@ -108,6 +115,7 @@ class SparsePointwiseConvolution(SparseWeight):
         bias: float32 [outputs].
         rectify: Whether negative results become zero.
         stride: In each dimension.
+        storage: As for `SparseWeight`.
 
     Example:
         >>> import torch
@@ -117,14 +125,16 @@ class SparsePointwiseConvolution(SparseWeight):
         tensor([[[[ 8., 12.]]]])
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rectify: bool, stride: tuple[int, ...]) -> None:
-        super().__init__(weight, bias, rectify)
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, rectify: bool, stride: tuple[int, ...], storage: Storage = CompressedRows
+    ) -> None:
+        super().__init__(weight, bias, rectify, storage)
         self.stride = stride
 
     @property
     def weight(self) -> Tensor:
         """The weight [outputs, inputs, 1, ...] with its zeros, made anew at every access: changing it changes nothing here."""
-        return self.rows.dense().reshape(self.outputs, self.inputs, *(1 for _ in self.stride))
+        return self.matrix.dense().reshape(self.outputs, self.inputs, *(1 for _ in self.stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """[images, inputs, ...] to [images, outputs, ...] in the same memory format; both may be without the first dimension.

@@ -18,10 +18,12 @@ from sparsebench.errors import SparsebenchError
 
 __all__ = [
     "INSTRUCTION_SETS",
+    "STEP_KINDS",
     "VARIABLE",
     "Kernels",
     "Layout",
     "Product",
+    "Step",
     "installed_library",
     "kernel_path",
     "load_kernels",
@@ -33,7 +35,8 @@ __all__ = [
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 FALLBACK = "torch"
 # As in kernels.c.
-REVISION = 1
+REVISION = 2
+STEP_KINDS = ("read", "write", "product", "normalize", "add")
 VARIABLE = "SPARSEBENCH_KERNELS"
 
 
@@ -60,6 +63,25 @@ class Product(ctypes.Structure):
         ("y_layout", Layout),
         ("images", ctypes.c_int64),
         ("positions", ctypes.c_int64),
+        ("block", ctypes.c_int64),
+    )
+
+
+class Step(ctypes.Structure):
+    """`struct step` of chain.h: one step of a chain; `kind` is a place in `STEP_KINDS`."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int64),
+        ("source", ctypes.c_int64),
+        ("also", ctypes.c_int64),
+        ("to", ctypes.c_int64),
+        ("features", ctypes.c_int64),
+        ("product", ctypes.POINTER(Product)),
+        ("gain", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("epsilon", ctypes.c_double),
+        ("memory", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
     )
 
 
@@ -76,6 +98,9 @@ class Kernels:
         self._number = INSTRUCTION_SETS.index(instruction_set)
         self._product = library.sparsebench_csr_product
         self._product.argtypes = (ctypes.POINTER(Product), ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
+        self._chain = library.sparsebench_chain
+        number, sizes = ctypes.c_int, (ctypes.c_int64,) * 3
+        self._chain.argtypes = (ctypes.POINTER(Step), *sizes, number, number, ctypes.c_void_p)
         self._parallel = _torch_parallel()
 
     @property
@@ -91,6 +116,21 @@ class Kernels:
         """
         if self._product(ctypes.byref(product), self._number, torch.get_num_threads(), self._parallel) != 0:
             raise MemoryError("no memory for a panel of a sparse product")
+
+    def run_chain(self, steps: ctypes.Array[Step], features: int, columns: int) -> None:
+        """Run steps on columns that are independent of each other, with at most `torch.get_num_threads()` threads.
+
+        Args:
+            steps: In their order.
+            features: Of all matrices in a panel together.
+            columns: How many.
+
+        Raises:
+            MemoryError: Scratch memory for a panel was not to be had.
+        """
+        threads = torch.get_num_threads()
+        if self._chain(steps, len(steps), features, columns, self._number, threads, self._parallel) != 0:
+            raise MemoryError("no memory for a panel of a chain of sparse products")
 
 
 def kernel_path() -> str:
