@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Choices", "LayerChoice", "Seen", "least_times"]
+__all__ = ["Choices", "LayerChoice", "Seen", "least_times", "least_times_of"]
 
 # A sparse layer must take less than this part of the dense one's time: what is nearer is not resolved, and dense is then the
 # safer one.
@@ -101,14 +101,18 @@ def least_times(ways: Sequence[Callable[[Tensor], Any]], seen: Seen) -> list[flo
         ways: Functions of a tensor.
         seen: What kind of tensor.
     """
-    x = seen.random()
+    return least_times_of(ways, [seen.random()])
+
+
+def least_times_of(ways: Sequence[Callable[..., Any]], inputs: Sequence[Any]) -> list[float]:
+    """The least time of each way to compute something of the same inputs, in milliseconds, all taking turns."""
     for way in ways:
-        way(x)
+        way(*inputs)
     least, begin = [float("inf")] * len(ways), time.perf_counter()
     for round_ in range(MOST_ROUNDS):
         for index, way in enumerate(ways):
             start = time.perf_counter()
-            way(x)
+            way(*inputs)
             least[index] = min(least[index], time.perf_counter() - start)
         if round_ + 1 >= LEAST_ROUNDS and time.perf_counter() - begin > ENOUGH * len(ways):
             break

@@ -11,14 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.inference.chaining import add_chains
 from sparsebench.inference.choices import MARGIN, Choices, LayerChoice, Seen, least_times
 from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Rectified, fold
-from sparsebench.inference.layers import SparseLinear, SparsePointwiseConvolution, SparseWeight
+from sparsebench.inference.compressed_blocks import CompressedBlocks
+from sparsebench.inference.compressed_rows import CompressedRows
+from sparsebench.inference.layers import SparseLinear, SparsePointwiseConvolution, SparseWeight, Storage
+from sparsebench.inference.native import load_kernels
 
 __all__ = ["compile_sparse"]
 
 # Layers with inputs of many shapes, as in decoding, are timed on those that are most frequent.
 MOST_SHAPES = 4
+# A weight is tried in blocks of 16 outputs where so much of those that are not all zero is not zero.
+LEAST_FILL = 0.5
 # These read the weights of their parts without calling them.
 _CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -65,14 +71,19 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
     with torch.no_grad():
         compiled = _folded_copy(model, example_input)
         calls = _calls(compiled, example_input)
-        choices, replacements = [], {}
+        choices: list[LayerChoice] = []
+        replacements: dict[int, nn.Module] = {}
+        others: dict[int, SparseLinear] = {}
         for name, module in _candidates(compiled):
             known_name = ".".join(part for part in name.split(".") if part != TRACED)
-            choice, replacement = _choose(known_name, module, calls.get(name))
+            choice, sparse = _choose(known_name, module, calls.get(name))
             choices.append(choice)
-            if replacement is not None:
-                replacements[id(module)] = replacement
+            if choice.sparse and sparse is not None:
+                replacements[id(module)] = sparse
+            elif isinstance(sparse, SparseLinear):
+                others[id(module)] = sparse
         compiled = _with_replacements(compiled, replacements).requires_grad_(False)
+        choices += add_chains(compiled, lambda network: _run(network, example_input), others)
     vars(compiled)["sparse_choices"] = Choices(choices)
     return compiled
 
@@ -158,23 +169,30 @@ def _choose(name: str, module: nn.Module, seen: Counter[Seen] | None) -> tuple[L
     reason = "no zeros" if zeros == 0 else "not called by the example" if not seen else ""
     if reason or not seen:
         return LayerChoice(name, False, weight.numel(), zeros, (), None, None, reason), None
-    sparse, frequent = _sparse(module), seen.most_common(MOST_SHAPES)
-    dense_ms, sparse_ms = 0.0, 0.0
+    ways, frequent = [_sparse(module, storage) for storage in _storages(weight.flatten(1))], seen.most_common(MOST_SHAPES)
+    milliseconds = [0.0] * (1 + len(ways))
     for kind, count in frequent:
-        times = least_times((module, sparse), kind)
-        dense_ms, sparse_ms = dense_ms + count * times[0], sparse_ms + count * times[1]
-    faster = sparse_ms <= MARGIN * dense_ms
+        times = least_times((module, *ways), kind)
+        milliseconds = [before + count * time for before, time in zip(milliseconds, times, strict=True)]
+    sparse_ms, sparse = min(zip(milliseconds[1:], ways, strict=True), key=lambda timed: timed[0])
+    faster = sparse_ms <= MARGIN * milliseconds[0]
     shapes = tuple(kind.shape for kind, _ in frequent)
-    return LayerChoice(name, faster, weight.numel(), zeros, shapes, dense_ms, sparse_ms, ""), sparse if faster else None
+    return LayerChoice(name, faster, weight.numel(), zeros, shapes, milliseconds[0], sparse_ms, ""), sparse
 
 
-def _sparse(module: nn.Module) -> SparseWeight:
+def _storages(weight: Tensor) -> list[Storage]:
+    """How a weight may be kept: in blocks where they are mostly full, for only then is there something to gain."""
+    in_blocks = load_kernels() is not None and CompressedBlocks.of(weight).fill >= LEAST_FILL
+    return [CompressedRows, CompressedBlocks] if in_blocks else [CompressedRows]
+
+
+def _sparse(module: nn.Module, storage: Storage) -> SparseWeight:
     layer, rectify = _layer_of(module), isinstance(module, Rectified)
     weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
     if isinstance(layer, nn.Linear):
-        return SparseLinear(weight, bias, rectify)
+        return SparseLinear(weight, bias, rectify, storage)
     stride = cast(nn.Conv2d, layer).stride
-    return SparsePointwiseConvolution(weight.flatten(1), bias, rectify, stride)
+    return SparsePointwiseConvolution(weight.flatten(1), bias, rectify, stride, storage)
 
 
 def _with_replacements(model: nn.Module, replacements: Mapping[int, nn.Module]) -> nn.Module:

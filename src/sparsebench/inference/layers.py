@@ -9,7 +9,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.inference.compressed_blocks import CompressedBlocks
 from sparsebench.inference.compressed_rows import CompressedRows
 
-__all__ = ["SparseLinear", "SparsePointwiseConvolution", "SparseWeight"]
+__all__ = ["SparseLinear", "SparsePointwiseConvolution", "SparseWeight", "Storage"]
 
 
 Storage = type[CompressedRows] | type[CompressedBlocks]

@@ -1,0 +1,248 @@
+"""Chains of sparse layers in a whole network, each where it is measured to be faster than its layers one by one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsebench.inference.chains import SparseChain
+from sparsebench.inference.choices import MARGIN, LayerChoice, least_times_of
+from sparsebench.inference.folding import TRACED, Rectified
+from sparsebench.inference.layers import SparseLinear, SparseWeight
+from sparsebench.inference.native import load_kernels
+from sparsebench.inference.regions import Region, chain_of, find_regions, mutates, put_chain
+
+__all__ = ["ChainedForward", "add_chains"]
+
+Key = tuple[Any, ...]
+_CONSTANT = (type(None), bool)
+
+
+class ChainedForward:
+    """In the place of a module's `forward`: code with chains for the kinds of calls that the example had, the module's own for others.
+
+    A kind of call is which arguments are None, True or False: code may decide by these.
+
+    Args:
+        module: The module, which keeps its parts, methods and attributes.
+        networks: For each kind of call its code, which takes the other arguments.
+    """
+
+    def __init__(self, module: nn.Module, networks: Mapping[Key, fx.GraphModule]) -> None:
+        self.module, self.networks = module, dict(networks)
+        self._parameters = _parameters(module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        values = _bound(self._parameters, args, kwargs)
+        network = None if values is None or self.module.training else self.networks.get(_key(values))
+        if values is None or network is None:
+            return type(self.module).forward(self.module, *args, **kwargs)
+        return network.forward(*(value for value in values if not isinstance(value, _CONSTANT)))
+
+
+def _parameters(module: nn.Module) -> tuple[tuple[str, Any], ...] | None:
+    """Names and defaults of a module's arguments; None where there are others than plain ones."""
+    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
+    if any(parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD for parameter in parameters):
+        return None
+    return tuple((parameter.name, parameter.default) for parameter in parameters)
+
+
+def _bound(parameters: tuple[tuple[str, Any], ...] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any] | None:
+    """A value for every parameter; None where they do not go together."""
+    if parameters is None or len(args) > len(parameters):
+        return None
+    values = [*args, *(kwargs.get(name, default) for name, default in parameters[len(args) :])]
+    unknown = len(kwargs) > sum(name in kwargs for name, _ in parameters[len(args) :])
+    return None if unknown or any(value is inspect.Parameter.empty for value in values) else values
+
+
+def _key(values: Iterable[Any]) -> Key:
+    return tuple(value if isinstance(value, _CONSTANT) else "given" for value in values)
+
+
+class _Tracer(fx.Tracer):
+    """Looks into everything but layers."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, SparseWeight | Rectified) or super().is_leaf_module(m, module_qualified_name)
+
+
+def add_chains(
+    model: nn.Module, run: Callable[[nn.Module], Any], sparse: Mapping[int, SparseLinear]
+) -> list[LayerChoice]:
+    """Put chains into a network, in place.
+
+    Modules are tried from the outermost inwards: the first whose code can be traced gets new code for the calls that it has in the
+    example, and its parts none.
+
+    Args:
+        model: In evaluation mode.
+        run: Runs the example on it.
+        sparse: Sparse layers by the identity of the dense ones that they could replace.
+
+    Returns:
+        A choice for every chain that was tried.
+    """
+    if load_kernels() is None:
+        return []
+    calls = _calls(model, run)
+    choices: list[LayerChoice] = []
+    _descend(model, "", calls, sparse, choices)
+    return choices
+
+
+class _Call(NamedTuple):
+    """The last call of a kind, and how many there were."""
+
+    values: list[Any]
+    count: int
+
+
+def _calls(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[nn.Module, dict[Key, _Call]]:
+    calls: dict[nn.Module, dict[Key, _Call]] = {}
+    handles = []
+    for module in model.modules():
+        parameters = _parameters(module) if _is_composed(module) else None
+        if parameters is not None:
+            handles.append(module.register_forward_pre_hook(_recorder(calls.setdefault(module, {}), parameters), with_kwargs=True))
+    try:
+        run(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _recorder(seen: dict[Key, _Call], parameters: tuple[tuple[str, Any], ...]) -> Callable[..., None]:
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        values = _bound(parameters, args, kwargs)
+        if values is not None:
+            key = _key(values)
+            seen[key] = _Call(values, seen[key].count + 1 if key in seen else 1)
+
+    return record
+
+
+def _is_composed(module: nn.Module) -> bool:
+    """Whether there may be several layers in it, in code that is not torch's."""
+    is_torchs = type(module).__module__.startswith("torch.nn.") and type(module) is not nn.Sequential
+    return not is_torchs and not isinstance(module, SparseWeight | Rectified | fx.GraphModule)
+
+
+def _descend(
+    module: nn.Module,
+    name: str,
+    calls: Mapping[nn.Module, Mapping[Key, _Call]],
+    sparse: Mapping[int, SparseLinear],
+    choices: list[LayerChoice],
+) -> None:
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+    traced = None if hooked else _chained(module, name, calls.get(module, {}), sparse)
+    if traced is not None:
+        networks, tried = traced
+        choices += tried
+        if networks:
+            vars(module)["forward"] = ChainedForward(module, networks)
+        return
+    for part_name, part in module.named_children():
+        _descend(part, f"{name}.{part_name}" if name else part_name, calls, sparse, choices)
+
+
+def _chained(
+    module: nn.Module, name: str, calls: Mapping[Key, _Call], sparse: Mapping[int, SparseLinear]
+) -> tuple[dict[Key, fx.GraphModule], list[LayerChoice]] | None:
+    """Code with chains for each kind of call, those without any left out; None where none can be traced."""
+    networks, choices, is_traced = {}, [], False
+    for key, call in calls.items():
+        network = _trace(module, key)
+        if network is None or mutates(network):
+            continue
+        given = [value for value in call.values if not isinstance(value, _CONSTANT)]
+        try:
+            expected, values = _values(network, given)
+            torch.testing.assert_close(type(module).forward(module, *call.values), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+        except Exception:
+            # Code that tracing misread, or that does not run without what surrounds it.
+            continue
+        is_traced = True
+        tried = _put_chains(network, name, values, sparse, call.count)
+        choices += tried
+        if any(choice.sparse for choice in tried):
+            networks[key] = network
+    return (networks, choices) if is_traced else None
+
+
+def _trace(module: nn.Module, key: Key) -> fx.GraphModule | None:
+    names = [name for name, _ in _parameters(module) or ()]
+    constants = {name: value for name, value in zip(names, key, strict=True) if isinstance(value, _CONSTANT)}
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(module, concrete_args=constants)
+        for node in list(graph.nodes):
+            if node.op == "placeholder" and str(node.target).rsplit("_", 1)[0] in constants:
+                _erase(graph, node)
+        return fx.GraphModule(tracer.root, graph)
+    except Exception:
+        # Whatever the code makes of being called with something that is no tensor.
+        return None
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """A node and all that looks at it: checks that a constant is what it was."""
+    for user in list(node.users):
+        _erase(graph, user)
+    graph.erase_node(node)
+
+
+def _values(network: fx.GraphModule, inputs: list[Any]) -> tuple[Any, dict[fx.Node, Any]]:
+    """The result, and what each node gives."""
+    interpreter = fx.Interpreter(network, garbage_collect_values=False)
+    result = interpreter.run(*inputs)
+    return result, interpreter.env
+
+
+def _put_chains(
+    network: fx.GraphModule, name: str, values: Mapping[fx.Node, Any], sparse: Mapping[int, SparseLinear], count: int
+) -> list[LayerChoice]:
+    choices, values = [], dict(values)
+    # Once with all layers that have zeros; where that is slower, with those alone that are faster by themselves.
+    for known in (sparse, {}):
+        faster = []
+        for region in find_regions(network, known, values):
+            chain = chain_of(network, region, known, values)
+            inputs = [values[node] for node in region.inputs]
+            before = chain_of(network, region, {}, values).network
+            milliseconds = least_times_of((before, chain), inputs)
+            is_faster = milliseconds[1] <= MARGIN * milliseconds[0]
+            choices.append(_choice(name, region, chain, inputs, [count * time for time in milliseconds], is_faster))
+            if is_faster:
+                faster.append((region, chain))
+        for region, chain in faster:
+            replaced = put_chain(network, region, chain, f"chain_{len(values)}")
+            values |= {new: values[old] for old, new in replaced.items()}
+    network.graph.eliminate_dead_code()
+    network.delete_all_unused_submodules()
+    network.recompile()
+    return choices
+
+
+def _choice(
+    name: str,
+    region: Region,
+    chain: SparseChain,
+    inputs: list[Tensor],
+    milliseconds: list[float],
+    is_faster: bool,
+) -> LayerChoice:
+    layers = [layer for layer in chain.layers if isinstance(layer, SparseLinear)]
+    weights = sum(layer.inputs * layer.outputs for layer in layers)
+    entries = sum(int(layer.values.count_nonzero()) for layer in layers)
+    names = [str(node.target) for node in region.nodes if node.op == "call_module"]
+    known = [".".join(part for part in f"{name}.{target}".split(".") if part and part != TRACED) for target in names]
+    shapes = tuple(tuple(x.shape) for x in inputs)
+    return LayerChoice(" + ".join(known), is_faster, weights, 1 - entries / max(1, weights), shapes, *milliseconds, "")
