@@ -32,7 +32,9 @@
 /* With blocks, so many columns or fewer are multiplied where they lie. */
 #define FEW_COLUMNS 8
 /* Below so many loads, some twenty microseconds of work, waking a second thread costs more than it brings. */
+#ifndef SERIAL_LOADS
 #define SERIAL_LOADS (1 << 16)
+#endif
 
 #if defined(__clang__)
 #define SHUFFLE(a, b, mask_type, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
