@@ -89,7 +89,7 @@ static int check(int instruction_set, int threads)
     return wrong;
 }
 
-/* y = W norm(x) + x and z = V y, all columns at once. */
+/* y = W norm(x) + x and z = V max(y, 0), all columns at once. */
 static int check_chain(int instruction_set, int threads)
 {
     int64_t width = drawn(1, 90), outputs = drawn(1, 70), columns = drawn(1, drawn(0, 1) ? 9 : 200), stride = width + drawn(0, 3);
@@ -102,11 +102,12 @@ static int check_chain(int instruction_set, int threads)
         {.kind = NORMALIZE, .from = 0, .to = width, .features = width, .gain = gain, .shift = shift, .epsilon = 1e-2},
         {.kind = PRODUCT, .from = width, .to = 2 * width, .features = width, .product = &first},
         {.kind = ADD, .from = 2 * width, .also = 0, .to = width, .features = width},
-        {.kind = PRODUCT, .from = width, .to = 3 * width, .features = width, .product = &second},
+        {.kind = RECTIFY, .from = width, .to = 0, .features = width},
+        {.kind = PRODUCT, .from = 0, .to = 3 * width, .features = width, .product = &second},
         {.kind = WRITE, .from = width, .features = width, .memory = y, .stride = width},
         {.kind = WRITE, .from = 3 * width, .features = outputs, .memory = z, .stride = outputs},
     };
-    int wrong = sparsebench_chain(steps, 7, 3 * width + outputs, columns, instruction_set, threads, in_two_threads);
+    int wrong = sparsebench_chain(steps, 8, 3 * width + outputs, columns, instruction_set, threads, in_two_threads);
     double *normed = malloc((size_t)width * sizeof(double));
     for (int64_t n = 0; n < columns; ++n) {
         double mean = 0, variance = 0, most = 1;
@@ -121,7 +122,7 @@ static int check_chain(int instruction_set, int threads)
         }
         for (int64_t r = 0; r < outputs; ++r) {
             double sum = 0;
-            for (int64_t f = 0; f < width; ++f) sum += v[r * width + f] * y[n * width + f];
+            for (int64_t f = 0; f < width; ++f) sum += v[r * width + f] * fmax(y[n * width + f], 0);
             wrong |= !(fabs(sum - z[n * outputs + r]) <= 1e-4 * (double)width * most);
         }
     }

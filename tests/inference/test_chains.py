@@ -61,6 +61,8 @@ class Columnwise(nn.Module):
                 if bias:
                     nn.init.normal_(part.weight)
                     nn.init.normal_(part.bias)
+            if kind == "rectify":
+                part = nn.ReLU()
             self.parts.append(part)
             widths.append(width if kind == "product" else widths[source])
         self.widths = widths
@@ -74,6 +76,8 @@ class Columnwise(nn.Module):
             same = [index for index in range(len(values)) if self.widths[index] == self.widths[source]]
             if kind == "add":
                 values.append(operator.add(values[source], values[same[other % len(same)]]))
+            elif kind == "rectify":
+                values.append([torch.relu, part, torch.Tensor.relu][other % 3](values[source]))
             else:
                 values.append(part(values[source]))
         return tuple(values[-self.count :])
@@ -99,7 +103,7 @@ def traced(model, *inputs):
 
 
 STEPS = st.tuples(
-    st.sampled_from(["product", "product", "normalize", "add"]),
+    st.sampled_from(["product", "product", "normalize", "add", "rectify"]),
     st.integers(0, 9),
     st.integers(0, 9),
     st.sampled_from([1, 5, 16, 20, 33]),

@@ -1,7 +1,7 @@
 /* Several products and what is between them, on columns that are independent of each other: a panel passes through all steps before
  * the next one begins, so that what is between two steps stays in the cache and is never turned around. Included by kernels.c. */
 
-enum { READ, WRITE, PRODUCT, NORMALIZE, ADD };
+enum { READ, WRITE, PRODUCT, NORMALIZE, ADD, RECTIFY };
 
 /* One step. Matrices within a panel are said by their first feature there: `features` of them follow. */
 struct step {

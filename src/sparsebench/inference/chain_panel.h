@@ -42,6 +42,11 @@ static void NAME(run_step)(const struct step *s, float *panel, int64_t vectors, 
         const float *also = panel + s->also * pitch;
         for (int64_t i = 0; i < s->features * pitch; i += WIDTH)
             *(VECTOR *)(to + i) = *(const VECTOR *)(from + i) + *(const VECTOR *)(also + i);
+    } else if (s->kind == RECTIFY) {
+        for (int64_t i = 0; i < s->features * pitch; i += WIDTH) {
+            const VECTOR x = *(const VECTOR *)(from + i);
+            *(VECTOR *)(to + i) = (VECTOR)((NAME(integers))x & ~(x < (VECTOR){0}));
+        }
     } else if (s->kind == READ) {
         const float *columns[MOST_COLUMNS];
         for (int64_t n = 0; n < count; ++n) columns[n] = s->memory + (begin + n) * s->stride;

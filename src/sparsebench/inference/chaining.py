@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from sparsebench.inference.chains import SparseChain
 from sparsebench.inference.choices import MARGIN, LayerChoice, least_times_of
@@ -25,7 +26,7 @@ _CONSTANT = (type(None), bool)
 class ChainedForward:
     """In the place of a module's `forward`: code with chains for the kinds of calls that the example had, the module's own for others.
 
-    A kind of call is which arguments are None, True or False: code may decide by these.
+    A kind of call is which arguments are None, True or False: code may decide by these. In training mode the module's own code runs.
 
     Args:
         module: The module, which keeps its parts, methods and attributes.
@@ -186,10 +187,21 @@ def _trace(module: nn.Module, key: Key) -> fx.GraphModule | None:
         for node in list(graph.nodes):
             if node.op == "placeholder" and str(node.target).rsplit("_", 1)[0] in constants:
                 _erase(graph, node)
+            elif _does_nothing(tracer.root, node):
+                node.replace_all_uses_with(node.all_input_nodes[0])
+                graph.erase_node(node)
         return fx.GraphModule(tracer.root, graph)
     except Exception:
         # Whatever the code makes of being called with something that is no tensor.
         return None
+
+
+def _does_nothing(root: nn.Module, node: fx.Node) -> bool:
+    """Whether it is dropout in evaluation mode, or an identity."""
+    if node.op == "call_module":
+        part = root.get_submodule(str(node.target))
+        return type(part) is nn.Identity or (type(part) is nn.Dropout and not part.training)
+    return node.op == "call_function" and node.target is F.dropout and node.kwargs.get("training", True) is False
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:

@@ -19,12 +19,12 @@ class Link(NamedTuple):
     """A step between matrices that lie one after the other in a panel.
 
     Attributes:
-        kind: "product", "normalize" or "add".
+        kind: "product", "normalize", "add" or "rectify".
         source: First feature of what is read.
         also: First feature of the second summand of "add".
         to: First feature of what is written; nothing that is read.
         features: Number of features read.
-        layer: Place of the layer among those of the chain; -1 for "add".
+        layer: Place of the layer among those of the chain; -1 where there is none.
     """
 
     kind: str
@@ -52,7 +52,7 @@ class Port(NamedTuple):
 
 
 class SparseChain(nn.Module):
-    """Sparse linear layers, layer normalizations and sums that follow each other, computed panel by panel.
+    """Sparse linear layers, layer normalizations, rectifiers and sums that follow each other, computed panel by panel.
 
     What is between them stays in the second-level cache and is never turned around; nothing but inputs and outputs is written to
     memory.

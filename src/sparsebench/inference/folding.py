@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-__all__ = ["CONVOLUTIONS", "TRACED", "Rectified", "Traced", "fold"]
+__all__ = ["CONVOLUTIONS", "TRACED", "Rectified", "Traced", "fold", "is_rectifier"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Under this name a `Traced` holds what it runs; no part of the names that users know.
@@ -171,13 +171,14 @@ def _fold_rectifier(traced: fx.GraphModule, node: fx.Node) -> bool:
     layer, after = traced.get_submodule(str(node.target)), _only_reader(node)
     if type(layer) not in (*CONVOLUTIONS, nn.Linear) or after is None or not _is_used_once(traced, node):
         return False
-    if not _is_rectifier(traced, after):
+    if not is_rectifier(traced, after):
         return False
     _replace(traced, node, after, Rectified(layer).eval())
     return True
 
 
-def _is_rectifier(traced: fx.GraphModule, node: fx.Node) -> bool:
+def is_rectifier(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node of a traced network takes the positive part."""
     if node.op == "call_module":
         return type(traced.get_submodule(str(node.target))) is nn.ReLU
     if node.op == "call_function":

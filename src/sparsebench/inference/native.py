@@ -36,7 +36,7 @@ INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 FALLBACK = "torch"
 # As in kernels.c.
 REVISION = 2
-STEP_KINDS = ("read", "write", "product", "normalize", "add")
+STEP_KINDS = ("read", "write", "product", "normalize", "add", "rectify")
 VARIABLE = "SPARSEBENCH_KERNELS"
 
 

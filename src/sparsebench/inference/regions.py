@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from sparsebench.inference.chains import Link, Port, SparseChain
+from sparsebench.inference.folding import is_rectifier
 from sparsebench.inference.layers import SparseLinear
 
 __all__ = ["Region", "chain_of", "find_regions", "mutates", "put_chain"]
@@ -106,9 +107,11 @@ def _is_link(
     network: fx.GraphModule, node: fx.Node, sparse: Mapping[int, SparseLinear], values: Mapping[fx.Node, Any]
 ) -> bool:
     value = values.get(node)
-    if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.dim() == 0 or node.kwargs:
+    if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.dim() == 0 or any(node.kwargs.values()):
         return False
     read = [values.get(argument) if isinstance(argument, fx.Node) else None for argument in node.args]
+    if is_rectifier(network, node):
+        return len(read) == 1 and isinstance(read[0], Tensor)
     if node.op == "call_module":
         module = network.get_submodule(str(node.target))
         is_norm = type(module) is nn.LayerNorm and len(module.normalized_shape) == 1
@@ -140,12 +143,13 @@ def chain_of(
         read = [argument for argument in node.args if isinstance(argument, fx.Node)]
         likes[node] = likes[read[0]]
         copies[node] = graph.node_copy(node, copies.__getitem__)
-        layer, kind = -1, "add"
+        layer, kind = -1, "rectify" if is_rectifier(network, node) else "add"
         if node.op == "call_module":
             module = _product(network, node, sparse) or network.get_submodule(str(node.target))
-            kind, layer = "normalize" if isinstance(module, nn.LayerNorm) else "product", len(layers)
-            layers.append(module)
-            name = f"part_{layer}"
+            if kind != "rectify":
+                kind, layer = "normalize" if isinstance(module, nn.LayerNorm) else "product", len(layers)
+                layers.append(module)
+            name = f"part_{len(links)}"
             parts.add_module(name, module)
             copies[node].target = name
         links.append(Link(kind, places[read[0]], places[read[-1]], places[node], widths[read[0]], layer))

@@ -120,9 +120,10 @@ class Attention(nn.Module):
             [rows, positions, width].
         """
         dropout = self.dropout.p if self.training else 0.0
+        keys, values = read
         # All positions of all rows of a sentence read the same: one attention, whose keys and values are there once.
-        query = self._split(self.query(states).reshape(read.keys.shape[0], -1, states.shape[-1]))
-        mixed = F.scaled_dot_product_attention(query, read.keys, read.values, mask, dropout, is_causal=causal)
+        query = self._split(self.query(states).reshape(keys.shape[0], -1, states.shape[-1]))
+        mixed = F.scaled_dot_product_attention(query, keys, values, mask, dropout, is_causal=causal)
         combined: torch.Tensor = self.output(mixed.transpose(1, 2).reshape(states.shape))
         return combined
 
