@@ -89,10 +89,10 @@ class SparseChain(nn.Module):
             return self.network(*inputs)
         program = self._program
         if program is None or not program.is_current():
-            program = self._program = _Program(self.links, self.layers)
-        if not program.tensors:
+            program = self._program = _Program(self)
+        if program.steps is None:
             return self.network(*inputs)
-        return self._run(kernels, program, inputs)
+        return self._run(kernels, program.steps, inputs)
 
     def extra_repr(self) -> str:
         """How many of what."""
@@ -108,24 +108,21 @@ class SparseChain(nn.Module):
                 return False
         return not self.training
 
-    def _run(self, kernels: Kernels, program: _Program, inputs: Sequence[Tensor]) -> Any:
-        columns = inputs[0].numel() // self.inputs[0].features
-        steps = program.steps(len(self.inputs), len(self.outputs))
-        kept = []
+    def _run(self, kernels: Kernels, template: ctypes.Array[Step], inputs: Sequence[Tensor]) -> Any:
+        # A copy: another thread may run the chain at the same time.
+        steps = type(template).from_buffer_copy(template)
+        columns, kept, results = inputs[0].numel() // self.inputs[0].features, [], []
         for step, x, port in zip(steps, inputs, self.inputs, strict=False):
             flat = x.reshape(columns, port.features)
-            if flat.stride(1) != 1 and port.features > 1:
-                flat = flat.contiguous()
+            distance, neighbours = flat.stride()
+            if neighbours != 1 and port.features > 1:
+                flat, distance = flat.contiguous(), port.features
             kept.append(flat)
-            step.kind, step.to, step.features = _READ, port.first, port.features
-            step.memory, step.stride = flat.data_ptr(), flat.stride(0)
-        results = []
-        for number, port in enumerate(self.outputs):
-            out = torch.empty(*inputs[port.like].shape[:-1], port.features)
+            step.memory, step.stride = flat.data_ptr(), distance
+        for number, port in enumerate(self.outputs, len(steps) - len(self.outputs)):
+            out = torch.empty((*inputs[port.like].shape[:-1], port.features))
+            steps[number].memory = out.data_ptr()
             results.append(out)
-            step = steps[len(steps) - len(self.outputs) + number]
-            step.kind, step.source, step.features = _WRITE, port.first, port.features
-            step.memory, step.stride = out.data_ptr(), port.features
         kernels.run_chain(steps, self.features, columns)
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -133,32 +130,31 @@ class SparseChain(nn.Module):
         return self.__dict__ | {"_program": None}
 
 
-_READ, _WRITE = STEP_KINDS.index("read"), STEP_KINDS.index("write")
-
-
 class _Program:
-    """The steps as the kernels read them, with addresses of the layers' tensors; none where one is not float32 on the CPU."""
+    """The steps of a chain as the kernels read them, with the addresses of its layers' tensors.
 
-    def __init__(self, links: Sequence[Link], layers: Sequence[nn.Module]) -> None:
-        self.tensors: list[tuple[dict[str, Any], str, Tensor]] = []
+    Attributes:
+        steps: Those that read, those in between and those that write, but for what differs from call to call; None where a tensor
+            is not float32 on the CPU.
+    """
+
+    steps: ctypes.Array[Step] | None
+
+    def __init__(self, chain: SparseChain) -> None:
+        self._tensors: list[tuple[dict[str, Any], str, Tensor]] = []
         self._products: list[Product] = []
-        self._steps = [self._step(link, None if link.layer < 0 else layers[link.layer]) for link in links]
-        dtypes = {"starts": torch.int32, "columns": torch.int32}
-        for _, name, tensor in self.tensors:
-            if tensor.dtype != dtypes.get(name, torch.float32) or tensor.device.type != "cpu" or not tensor.is_contiguous():
-                self.tensors = []
-                break
+        reads = [_step("read", to=port.first, features=port.features) for port in chain.inputs]
+        steps = [self._step(link, None if link.layer < 0 else chain.layers[link.layer]) for link in chain.links]
+        writes = [_step("write", source=port.first, features=port.features, stride=port.features) for port in chain.outputs]
+        steps = [*reads, *steps, *writes]
+        self.steps = (Step * len(steps))(*steps) if all(_is_plain(name, tensor) for _, name, tensor in self._tensors) else None
 
     def is_current(self) -> bool:
         """Whether the layers still hold these tensors."""
-        return all(held.get(name) is tensor for held, name, tensor in self.tensors)
-
-    def steps(self, inputs: int, outputs: int) -> ctypes.Array[Step]:
-        """A copy of the steps between places for those that read and write."""
-        return (Step * (inputs + len(self._steps) + outputs))(*(Step() for _ in range(inputs)), *self._steps)
+        return all([held.get(name) is tensor for held, name, tensor in self._tensors])
 
     def _step(self, link: Link, layer: nn.Module | None) -> Step:
-        step = Step(STEP_KINDS.index(link.kind), link.source, link.also, link.to, link.features)
+        step = _step(link.kind, source=link.source, also=link.also, to=link.to, features=link.features)
         if isinstance(layer, SparseLinear):
             self._hold(layer._buffers, ("starts", "columns", "values", "bias"))
             product = layer.matrix.product(layer.bias, layer.rectify)
@@ -172,4 +168,13 @@ class _Program:
         return step
 
     def _hold(self, held: dict[str, Any], names: Sequence[str]) -> None:
-        self.tensors += [(held, name, held[name]) for name in names if held[name] is not None]
+        self._tensors += [(held, name, held[name]) for name in names if held[name] is not None]
+
+
+def _step(kind: str, **fields: int) -> Step:
+    return Step(STEP_KINDS.index(kind), **fields)
+
+
+def _is_plain(name: str, tensor: Tensor) -> bool:
+    expected = torch.int32 if name in ("starts", "columns") else torch.float32
+    return tensor.dtype == expected and tensor.device.type == "cpu" and tensor.is_contiguous()

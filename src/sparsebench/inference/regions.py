@@ -15,9 +15,6 @@ from sparsebench.inference.layers import SparseLinear
 
 __all__ = ["Region", "chain_of", "find_regions", "mutates", "put_chain"]
 
-_IN_PLACE = {getattr(operator, name) for name in dir(operator) if name.startswith("i") and hasattr(operator, f"__{name}__")}
-_IN_PLACE |= {operator.setitem, operator.delitem}
-_IN_PLACE -= {operator.index, operator.inv, operator.invert}
 _ADDITIONS = (operator.add, torch.add)
 
 
@@ -41,7 +38,7 @@ def mutates(network: fx.GraphModule) -> bool:
         name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         if node.op in ("call_method", "call_function"):
             in_place = str(name).endswith("_") and not str(name).endswith("__")
-            if in_place or node.target in _IN_PLACE or node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
+            if in_place or node.kwargs.get("inplace") or node.kwargs.get("out") is not None:
                 return True
         if node.op == "call_module" and getattr(network.get_submodule(str(node.target)), "inplace", False):
             return True
