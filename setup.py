@@ -8,9 +8,7 @@ setup(
         Extension(
             "sparsebench.inference._kernels",
             sources=["src/sparsebench/inference/kernels.c"],
-            depends=[
-                f"src/sparsebench/inference/{name}.h" for name in ("csr_panel", "block_panel", "chain", "chain_panel")
-            ],
+            depends=[f"src/sparsebench/inference/{name}.h" for name in ("csr_panel", "block_panel", "chain", "chain_panel")],
             extra_compile_args=["-O3", "-ffp-contract=fast", "-pthread"],
             optional=True,
         )

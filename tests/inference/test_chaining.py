@@ -39,11 +39,13 @@ def pruned(model: nn.Module, sparsity: float = 0.8) -> nn.Module:
 
 def chains_of(model: nn.Module) -> list[str]:
     """Modules that have code with chains, and how many chains in each."""
-    return [
-        f"{name}: {sum(isinstance(part, chains.SparseChain) for network in forward.networks.values() for part in network.children())}"
-        for name, module in model.named_modules()
-        if isinstance(forward := vars(module).get("forward"), ChainedForward)
-    ]
+    found = []
+    for name, module in model.named_modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, ChainedForward):
+            parts = [part for network in forward.networks.values() for part in network.children()]
+            found.append(f"{name}: {sum(isinstance(part, chains.SparseChain) for part in parts)}")
+    return found
 
 
 def assert_same(compiled, model, *args, **kwargs) -> None:
@@ -219,8 +221,15 @@ def test_layers_that_are_slow_in_chains_stay_dense(monkeypatch):
         compilation, "least_times", lambda ways, seen: [2.0, 1.0] if ways[0].in_features == ways[0].out_features else [1.0, 2.0]
     )
     monkeypatch.setattr(
-        chaining, "least_times_of", lambda ways, inputs: [2.0, 3.0 if "inputs=40" in repr(ways) or any(
-            isinstance(part, SparseLinear) and 40 in (part.inputs, part.outputs) for part in ways[1].layers) else 1.0]
+        chaining,
+        "least_times_of",
+        lambda ways, inputs: [
+            2.0,
+            3.0
+            if "inputs=40" in repr(ways)
+            or any(isinstance(part, SparseLinear) and 40 in (part.inputs, part.outputs) for part in ways[1].layers)
+            else 1.0,
+        ],
     )
     model, x = pruned(Layer()), torch.randn(2, 5, 24)
     model.up, model.down = pruned(nn.Linear(24, 40)), pruned(nn.Linear(40, 24))
@@ -251,7 +260,9 @@ def test_copies_and_fresh_processes(tmp_path):
         "    with torch.no_grad():\n"
         "        torch.testing.assert_close(compiled(*example), expected, rtol=1e-4, atol=1e-4)\n"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program, str(tmp_path / "networks.pt")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, str(tmp_path / "networks.pt")], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -49,7 +49,7 @@ class Columnwise(nn.Module):
         super().__init__()
         self.plan, self.count = plan, outputs
         widths, self.parts = list(widths), nn.ModuleList()
-        for kind, source, other, width, storage, bias, rectify in plan:
+        for kind, source, _, width, storage, bias, rectify in plan:
             source = source % len(widths)
             part: nn.Module = nn.Identity()
             if kind == "product":
@@ -92,7 +92,11 @@ def traced(model, *inputs):
     """The graph and what each node gives."""
     names = ["one", "two"][: len(inputs)]
     scope: dict = {}
-    exec(f"class Root(torch.nn.Module):\n def forward(self, {', '.join(names)}): return self.model({', '.join(names)})", {"torch": torch}, scope)
+    exec(
+        f"class Root(torch.nn.Module):\n def forward(self, {', '.join(names)}): return self.model({', '.join(names)})",
+        {"torch": torch},
+        scope,
+    )
     root = scope["Root"]()
     root.model = model
     tracer = _Tracer()
@@ -148,7 +152,13 @@ class Block(nn.Module):
     def __init__(self, width: int, hidden: int, sparsity: float, storage=CompressedRows) -> None:
         super().__init__()
         self.norm, self.last = nn.LayerNorm(width), nn.LayerNorm(width)
-        sizes = {"out": (width, width), "up": (width, hidden), "down": (hidden, width), "key": (width, width), "value": (width, width)}
+        sizes = {
+            "out": (width, width),
+            "up": (width, hidden),
+            "down": (hidden, width),
+            "key": (width, width),
+            "value": (width, width),
+        }
         for name, (inputs, outputs) in sizes.items():
             weight = torch.randn(outputs, inputs) / inputs**0.5 * (torch.rand(outputs, inputs) >= sparsity)
             setattr(self, name, SparseLinear(weight, torch.randn(outputs), name == "up", storage))
@@ -215,7 +225,10 @@ def test_copies_and_new_tensors(path):
         for found, wanted in zip(again(x, x), expected, strict=True):
             assert found.equal(wanted)
     other = copy.deepcopy(chain)
-    state = {name: torch.zeros_like(value) if "last.weight" in name or name.endswith("bias") else value for name, value in chain.state_dict().items()}
+    state = {
+        name: torch.zeros_like(value) if "last.weight" in name or name.endswith("bias") else value
+        for name, value in chain.state_dict().items()
+    }
     other.load_state_dict(state, assign=True)
     for found, wanted in zip(other(x, x), other.network(x, x), strict=True):
         assert_close(found, wanted)

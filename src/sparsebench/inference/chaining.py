@@ -20,13 +20,17 @@ from sparsebench.inference.regions import Region, chain_of, find_regions, mutate
 __all__ = ["ChainedForward", "add_chains"]
 
 Key = tuple[Any, ...]
+Parameters = tuple[tuple[str, Any], ...]
 _CONSTANT = (type(None), bool)
 
 
 class ChainedForward:
-    """In the place of a module's `forward`: code with chains for the kinds of calls that the example had, the module's own for others.
+    """In the place of a module's `forward`: code with chains for the kinds of calls that the example had.
 
-    A kind of call is which arguments are None, True or False: code may decide by these. In training mode the module's own code runs.
+    For all others it is the module's own.
+
+    A kind of call is which arguments are None, True or False: code may decide by these. In training mode the module's own code
+    runs.
 
     Args:
         module: The module, which keeps its parts, methods and attributes.
@@ -38,6 +42,7 @@ class ChainedForward:
         self._parameters = _parameters(module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module computes."""
         values = _bound(self._parameters, args, kwargs)
         network = None if values is None or self.module.training else self.networks.get(_key(values))
         if values is None or network is None:
@@ -45,7 +50,7 @@ class ChainedForward:
         return network.forward(*(value for value in values if not isinstance(value, _CONSTANT)))
 
 
-def _parameters(module: nn.Module) -> tuple[tuple[str, Any], ...] | None:
+def _parameters(module: nn.Module) -> Parameters | None:
     """Names and defaults of a module's arguments; None where there are others than plain ones."""
     parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
     if any(parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD for parameter in parameters):
@@ -53,7 +58,7 @@ def _parameters(module: nn.Module) -> tuple[tuple[str, Any], ...] | None:
     return tuple((parameter.name, parameter.default) for parameter in parameters)
 
 
-def _bound(parameters: tuple[tuple[str, Any], ...] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any] | None:
+def _bound(parameters: Parameters | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any] | None:
     """A value for every parameter; None where they do not go together."""
     if parameters is None or len(args) > len(parameters):
         return None
@@ -73,9 +78,7 @@ class _Tracer(fx.Tracer):
         return isinstance(m, SparseWeight | Rectified) or super().is_leaf_module(m, module_qualified_name)
 
 
-def add_chains(
-    model: nn.Module, run: Callable[[nn.Module], Any], sparse: Mapping[int, SparseLinear]
-) -> list[LayerChoice]:
+def add_chains(model: nn.Module, run: Callable[[nn.Module], Any], sparse: Mapping[int, SparseLinear]) -> list[LayerChoice]:
     """Put chains into a network, in place.
 
     Modules are tried from the outermost inwards: the first whose code can be traced gets new code for the calls that it has in the
@@ -87,7 +90,7 @@ def add_chains(
         sparse: Sparse layers by the identity of the dense ones that they could replace.
 
     Returns:
-        A choice for every chain that was tried.
+        A choice for every chain that is there now; what it is compared with are its layers, each as it was chosen.
     """
     if load_kernels() is None:
         return []
@@ -101,7 +104,7 @@ class _Call(NamedTuple):
     """The last call of a kind, and how many there were."""
 
     values: list[Any]
-    count: int
+    times: int
 
 
 def _calls(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[nn.Module, dict[Key, _Call]]:
@@ -110,7 +113,9 @@ def _calls(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[nn.Module,
     for module in model.modules():
         parameters = _parameters(module) if _is_composed(module) else None
         if parameters is not None:
-            handles.append(module.register_forward_pre_hook(_recorder(calls.setdefault(module, {}), parameters), with_kwargs=True))
+            handles.append(
+                module.register_forward_pre_hook(_recorder(calls.setdefault(module, {}), parameters), with_kwargs=True)
+            )
     try:
         run(model)
     finally:
@@ -119,12 +124,12 @@ def _calls(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[nn.Module,
     return calls
 
 
-def _recorder(seen: dict[Key, _Call], parameters: tuple[tuple[str, Any], ...]) -> Callable[..., None]:
+def _recorder(seen: dict[Key, _Call], parameters: Parameters) -> Callable[..., None]:
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         values = _bound(parameters, args, kwargs)
         if values is not None:
             key = _key(values)
-            seen[key] = _Call(values, seen[key].count + 1 if key in seen else 1)
+            seen[key] = _Call(values, seen[key].times + 1 if key in seen else 1)
 
     return record
 
@@ -171,7 +176,7 @@ def _chained(
             # Code that tracing misread, or that does not run without what surrounds it.
             continue
         is_traced = True
-        tried = _put_chains(network, name, values, sparse, call.count)
+        tried = _put_chains(network, name, values, sparse, call.times)
         choices += tried
         if any(choice.sparse for choice in tried):
             networks[key] = network
@@ -229,11 +234,10 @@ def _put_chains(
             chain = chain_of(network, region, known, values)
             inputs = [values[node] for node in region.inputs]
             before = chain_of(network, region, {}, values).network
-            milliseconds = least_times_of((before, chain), inputs)
-            is_faster = milliseconds[1] <= MARGIN * milliseconds[0]
-            choices.append(_choice(name, region, chain, inputs, [count * time for time in milliseconds], is_faster))
-            if is_faster:
+            before_ms, chain_ms = least_times_of((before, chain), inputs)
+            if chain_ms <= MARGIN * before_ms:
                 faster.append((region, chain))
+                choices.append(_choice(name, region, chain, inputs, count * before_ms, count * chain_ms))
         for region, chain in faster:
             replaced = put_chain(network, region, chain, f"chain_{len(values)}")
             values |= {new: values[old] for old, new in replaced.items()}
@@ -248,8 +252,8 @@ def _choice(
     region: Region,
     chain: SparseChain,
     inputs: list[Tensor],
-    milliseconds: list[float],
-    is_faster: bool,
+    before_ms: float,
+    chain_ms: float,
 ) -> LayerChoice:
     layers = [layer for layer in chain.layers if isinstance(layer, SparseLinear)]
     weights = sum(layer.inputs * layer.outputs for layer in layers)
@@ -257,4 +261,4 @@ def _choice(
     names = [str(node.target) for node in region.nodes if node.op == "call_module"]
     known = [".".join(part for part in f"{name}.{target}".split(".") if part and part != TRACED) for target in names]
     shapes = tuple(tuple(x.shape) for x in inputs)
-    return LayerChoice(" + ".join(known), is_faster, weights, 1 - entries / max(1, weights), shapes, *milliseconds, "")
+    return LayerChoice(" + ".join(known), True, weights, 1 - entries / max(1, weights), shapes, before_ms, chain_ms, "")

@@ -151,7 +151,7 @@ class _Program:
 
     def is_current(self) -> bool:
         """Whether the layers still hold these tensors."""
-        return all([held.get(name) is tensor for held, name, tensor in self._tensors])
+        return all(held.get(name) is tensor for held, name, tensor in self._tensors)
 
     def _step(self, link: Link, layer: nn.Module | None) -> Step:
         step = _step(link.kind, source=link.source, also=link.also, to=link.to, features=link.features)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from sparsebench.errors import SparsebenchError
 from sparsebench.inference.chaining import add_chains
 from sparsebench.inference.choices import MARGIN, Choices, LayerChoice, Seen, least_times
-from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Rectified, fold
 from sparsebench.inference.compressed_blocks import CompressedBlocks
 from sparsebench.inference.compressed_rows import CompressedRows
+from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Rectified, fold
 from sparsebench.inference.layers import SparseLinear, SparsePointwiseConvolution, SparseWeight, Storage
 from sparsebench.inference.native import load_kernels
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -33,7 +34,7 @@ class Region(NamedTuple):
 
 
 def mutates(network: fx.GraphModule) -> bool:
-    """Whether something in the code changes a tensor in place: then the order of its calls matters in ways a graph does not show."""
+    """Whether something in the code changes a tensor in place: then the order of calls matters in ways a graph does not show."""
     for node in network.graph.nodes:
         name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
         if node.op in ("call_method", "call_function"):
@@ -45,13 +46,11 @@ def mutates(network: fx.GraphModule) -> bool:
     return False
 
 
-def find_regions(
-    network: fx.GraphModule, sparse: Mapping[int, SparseLinear], values: Mapping[fx.Node, Any]
-) -> Iterator[Region]:
+def find_regions(network: fx.GraphModule, sparse: Mapping[int, SparseLinear], values: Mapping[fx.Node, Any]) -> Iterator[Region]:
     """Sets of nodes with two products or more, or with one and a normalization or sum, that can run as one.
 
-    A node belongs to the chain of something that it reads, or that reads the same, unless there is a way from the chain to the node
-    through something else: then neither could come first.
+    A node belongs to the chain of something that it reads, or that reads the same, unless there is a way from the chain to the
+    node through something else: then neither could come first.
 
     Args:
         network: Traced.
@@ -100,9 +99,7 @@ def _region(nodes: Sequence[fx.Node]) -> Region:
     return Region(tuple(nodes), tuple(inputs), tuple(outputs))
 
 
-def _is_link(
-    network: fx.GraphModule, node: fx.Node, sparse: Mapping[int, SparseLinear], values: Mapping[fx.Node, Any]
-) -> bool:
+def _is_link(network: fx.GraphModule, node: fx.Node, sparse: Mapping[int, SparseLinear], values: Mapping[fx.Node, Any]) -> bool:
     value = values.get(node)
     if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.dim() == 0 or any(node.kwargs.values()):
         return False
@@ -131,7 +128,8 @@ def chain_of(
     widths = {node: cast(Tensor, values[node]).shape[-1] for node in (*region.inputs, *region.nodes)}
     places, features = _places(region, widths)
     layers: list[nn.Module] = []
-    links, likes = [], {node: number for number, node in enumerate(region.inputs)}
+    links: list[Link] = []
+    likes = {node: number for number, node in enumerate(region.inputs)}
     parts = nn.Module()
     graph, copies = fx.Graph(), {}
     for number, node in enumerate(region.inputs):
@@ -219,5 +217,5 @@ def _sort(graph: fx.Graph) -> None:
     for node in graph.nodes:
         visit(node)
     ordered = list(done)
-    for earlier, later in zip(ordered, ordered[1:], strict=False):
+    for earlier, later in pairwise(ordered):
         earlier.append(later)
