@@ -6,33 +6,15 @@ import pickle
 
 import pytest
 import torch
-from built_kernels import PATHS, kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
-from sparsebench.inference import chains
 from sparsebench.inference.chains import SparseChain
 from sparsebench.inference.compressed_blocks import CompressedBlocks
 from sparsebench.inference.compressed_rows import CompressedRows
 from sparsebench.inference.layers import SparseLinear
 from sparsebench.inference.regions import chain_of, find_regions, mutates, put_chain
-
-
-@pytest.fixture(params=PATHS, scope="module")
-def path(request):
-    chosen = kernels(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chains, "load_kernels", lambda: chosen)
-        yield request.param
-
-
-@pytest.fixture(params=[1, 2], scope="module")
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:

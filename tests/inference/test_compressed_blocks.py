@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from built_kernels import PATHS, kernels
+from built_kernels import kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -16,22 +16,6 @@ from sparsebench.inference.compressed_blocks import CompressedBlocks
 from sparsebench.inference.compressed_rows import CompressedRows
 from sparsebench.inference.layers import SparseLinear, SparsePointwiseConvolution
 from sparsebench.sparsifiers.masked.structures import structure_by_name
-
-
-@pytest.fixture(params=PATHS, scope="module")
-def path(request):
-    chosen = kernels(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compressed_blocks, "load_kernels", lambda: chosen)
-        yield request.param
-
-
-@pytest.fixture(params=[1, 2], scope="module")
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def block_weight(outputs: int, inputs: int, sparsity: float, seed: int) -> torch.Tensor:

@@ -81,8 +81,8 @@ class _Tracer(fx.Tracer):
 def add_chains(model: nn.Module, run: Callable[[nn.Module], Any], sparse: Mapping[int, SparseLinear]) -> list[LayerChoice]:
     """Put chains into a network, in place.
 
-    Modules are tried from the outermost inwards: the first whose code can be traced gets new code for the calls that it has in the
-    example, and its parts none.
+    Modules are tried from the outermost inwards: the first whose code can be traced gets new code for the calls that it has in
+    the example, and its parts none.
 
     Args:
         model: In evaluation mode.
@@ -228,7 +228,7 @@ def _put_chains(
 ) -> list[LayerChoice]:
     choices, values = [], dict(values)
     # Once with all layers that have zeros; where that is slower, with those alone that are faster by themselves.
-    for known in (sparse, {}):
+    for known in (sparse, {}) if sparse else ({},):
         faster = []
         for region in find_regions(network, known, values):
             chain = chain_of(network, region, known, values)

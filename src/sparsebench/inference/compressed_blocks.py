@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sparsebench.inference.compressed_rows import CompressedRows, multiply_by_kernels
+from sparsebench.inference.compressed_rows import CompressedRows, multiply_by_kernels, product_with
 from sparsebench.inference.native import Product, load_kernels
 
 __all__ = ["BLOCK", "CompressedBlocks"]
@@ -90,16 +90,7 @@ class CompressedBlocks(NamedTuple):
 
     def product(self, bias: Tensor | None, rectify: bool) -> Product:
         """What the kernels are told about the matrix; x and y are still missing."""
-        return Product(
-            self.rows,
-            self.features,
-            self.starts.data_ptr(),
-            self.columns.data_ptr(),
-            self.values.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            rectify,
-            block=BLOCK,
-        )
+        return product_with(self, self.rows, BLOCK, bias, rectify)
 
     def multiply(self, x: Tensor, out: Tensor, bias: Tensor | None = None, rectify: bool = False) -> None:
         """Write W x[b, :, p] + bias, or its positive part, to out[b, :, p]: as `CompressedRows.multiply`."""

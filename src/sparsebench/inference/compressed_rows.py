@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsebench.errors import SparsebenchError
 from sparsebench.inference.native import Kernels, Layout, Product, load_kernels
 
-__all__ = ["CompressedRows", "multiply_by_kernels"]
+__all__ = ["CompressedRows", "multiply_by_kernels", "product_with"]
 
 MOST_ENTRIES = 2**31 - 1
 
@@ -77,16 +77,7 @@ class CompressedRows(NamedTuple):
 
     def product(self, bias: Tensor | None, rectify: bool) -> Product:
         """What the kernels are told about the matrix; x and y are still missing."""
-        return Product(
-            len(self.starts) - 1,
-            self.features,
-            self.starts.data_ptr(),
-            self.columns.data_ptr(),
-            self.values.data_ptr(),
-            None if bias is None else bias.data_ptr(),
-            rectify,
-            block=1,
-        )
+        return product_with(self, len(self.starts) - 1, 1, bias, rectify)
 
     def multiply(self, x: Tensor, out: Tensor, bias: Tensor | None = None, rectify: bool = False) -> None:
         """Write W x[b, :, p] + bias, or its positive part, to out[b, :, p] for every image b and position p.
@@ -119,11 +110,39 @@ class CompressedRows(NamedTuple):
         out.copy_(product.view(out.shape[1], x.shape[0], x.shape[2]).transpose(0, 1))
 
 
+class Compressed(Protocol):
+    """What the kernels read of a matrix."""
+
+    @property
+    def starts(self) -> Tensor:
+        """Where the entries of each row begin."""
+
+    @property
+    def columns(self) -> Tensor:
+        """The column of each entry."""
+
+    @property
+    def values(self) -> Tensor:
+        """The value, or values, of each entry."""
+
+    @property
+    def features(self) -> int:
+        """Number of columns."""
+
+
+def product_with(matrix: Compressed, rows: int, block: int, bias: Tensor | None, rectify: bool) -> Product:
+    """What the kernels are told about a matrix with entries of `block` rows; x and y are still missing."""
+    starts, columns, values = (tensor.data_ptr() for tensor in (matrix.starts, matrix.columns, matrix.values))
+    address = None if bias is None else bias.data_ptr()
+    return Product(rows, matrix.features, starts, columns, values, address, rectify, block=block)
+
+
 def multiply_by_kernels(kernels: Kernels, product: Product, x: Tensor, out: Tensor) -> None:
     """Write a product with x [images, features, positions] to out [images, rows, positions], as `CompressedRows.multiply`."""
-    if _layout(x) is None:
-        x = x.contiguous()
     x_layout, out_layout = _layout(x), _layout(out)
+    if x_layout is None:
+        x = x.contiguous()
+        x_layout = _layout(x)
     if x_layout is None or out_layout is None:
         raise ValueError(f"out has strides {out.stride()}: expected features or positions to be neighbours in memory")
     product.x, product.y, product.x_layout, product.y_layout = x.data_ptr(), out.data_ptr(), x_layout, out_layout

@@ -103,7 +103,7 @@ class SparseLinear(SparseWeight):
             raise SparsebenchError(f"a sparse linear layer got an input of shape {tuple(x.shape)}: expected [..., {self.inputs}]")
         flat = x.reshape(-1, self.inputs)
         out = torch.empty(len(flat), self.outputs)
-        self.multiply(flat.t().unsqueeze(0), out.t().unsqueeze(0))
+        self.multiply(flat.unsqueeze(2), out.unsqueeze(2))
         return out.view(*x.shape[:-1], self.outputs)
 
 
