@@ -55,9 +55,9 @@ class CompressedBlocks(NamedTuple):
             SparsebenchError: More than 2^31 - 1 blocks are not zero.
         """
         rows, features = matrix.shape
-        padded = torch.zeros(-(-rows // BLOCK) * BLOCK, features)
-        padded[:rows] = matrix.detach()
-        by_column = padded.view(-1, BLOCK, features).transpose(1, 2)
+        padded = torch.zeros(-(-rows // BLOCK), BLOCK, features)
+        padded.flatten(0, 1)[:rows] = matrix.detach()
+        by_column = padded.transpose(1, 2)
         kept = CompressedRows.of(by_column.ne(0).any(2).float())
         return cls(kept.starts, kept.columns, by_column[by_column.ne(0).any(2)], rows, features)
 
@@ -86,7 +86,7 @@ class CompressedBlocks(NamedTuple):
         matrix = torch.zeros(len(self.starts) - 1, self.features, BLOCK)
         rows = torch.repeat_interleave(torch.arange(len(matrix)), self.starts.diff())
         matrix[rows, self.columns.long()] = self.values
-        return matrix.transpose(1, 2).reshape(-1, self.features)[: self.rows]
+        return matrix.transpose(1, 2).flatten(0, 1)[: self.rows]
 
     def product(self, bias: Tensor | None, rectify: bool) -> Product:
         """What the kernels are told about the matrix; x and y are still missing."""

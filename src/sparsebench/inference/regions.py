@@ -73,8 +73,9 @@ def find_regions(network: fx.GraphModule, sparse: Mapping[int, SparseLinear], va
         home[node] = chain
     for chain in chains:
         products = sum(_product(network, node, sparse) is not None for node in chain)
-        if products and len(chain) > 1:
-            yield _region(chain)
+        region = _region(chain)
+        if products and len(chain) > 1 and region.outputs:
+            yield region
 
 
 def _can_join(node: fx.Node, chain: Sequence[fx.Node], home: Mapping[fx.Node, list[fx.Node]]) -> bool:
@@ -100,18 +101,22 @@ def _region(nodes: Sequence[fx.Node]) -> Region:
 
 
 def _is_link(network: fx.GraphModule, node: fx.Node, sparse: Mapping[int, SparseLinear], values: Mapping[fx.Node, Any]) -> bool:
-    value = values.get(node)
-    if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.dim() == 0 or any(node.kwargs.values()):
+    read: list[Any] = [values.get(argument) if isinstance(argument, fx.Node) else None for argument in node.args]
+    value: Any = values.get(node)
+    if any(node.kwargs.values()) or not all(_has_features(tensor) for tensor in (*read, value)):
         return False
-    read = [values.get(argument) if isinstance(argument, fx.Node) else None for argument in node.args]
-    if is_rectifier(network, node):
-        return len(read) == 1 and isinstance(read[0], Tensor)
-    if node.op == "call_module":
+    if node.op == "call_module" and not is_rectifier(network, node):
         module = network.get_submodule(str(node.target))
         is_norm = type(module) is nn.LayerNorm and len(module.normalized_shape) == 1
-        return len(read) == 1 and isinstance(read[0], Tensor) and (is_norm or _product(network, node, sparse) is not None)
+        return len(read) == 1 and (is_norm or _product(network, node, sparse) is not None)
+    if is_rectifier(network, node):
+        return len(read) == 1
     is_sum = (node.op == "call_function" and node.target in _ADDITIONS) or (node.op == "call_method" and node.target == "add")
-    return is_sum and len(read) == 2 and all(isinstance(other, Tensor) and other.shape == value.shape for other in read)
+    return is_sum and len(read) == 2 and all(tensor.shape == value.shape for tensor in read)
+
+
+def _has_features(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float32 and value.dim() > 0 and value.shape[-1] > 0
 
 
 def _product(network: fx.GraphModule, node: fx.Node, sparse: Mapping[int, SparseLinear]) -> SparseLinear | None:
