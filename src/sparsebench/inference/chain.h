@@ -61,8 +61,9 @@ static void take_parts(void *argument)
     for (;;) {
         int64_t task = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED), step = task / tasks;
         if (step >= c->step_count) return;
-        for (int tries = 0; __atomic_load_n(&c->done, __ATOMIC_ACQUIRE) < step * tasks; ++tries)
-            if (tries > 1000) sched_yield();
+        for (int tries = 0; __atomic_load_n(&c->done, __ATOMIC_ACQUIRE) < step * tasks;)
+            if (tries < 1000) ++tries;
+            else sched_yield();
         int64_t panel = task % tasks / c->parts, part = task % c->parts;
         run_on_panel(c, c->steps + step, c->shared + panel * panel_bytes(c) / (int64_t)sizeof(float), panel, part);
         __atomic_fetch_add(&c->done, 1, __ATOMIC_RELEASE);

@@ -41,7 +41,7 @@ class Seen(NamedTuple):
 
 
 class LayerChoice(NamedTuple):
-    """How one layer runs.
+    """How one layer, or a chain of several, runs.
 
     Attributes:
         name: Of the layer in the network, those of all that run as one with it joined by " + ".
@@ -49,7 +49,8 @@ class LayerChoice(NamedTuple):
         weights: Number of weights, zeros included.
         sparsity: Fraction of zeros in them.
         inputs: Shapes of what it got from the example, those timed.
-        dense_ms: Least time of the dense layer for all its calls in one run of the example, in milliseconds; None if not timed.
+        dense_ms: Least time of the dense layer for all its calls in one run of the example, in milliseconds; of a chain, that of
+            its layers as each was chosen. None if not timed.
         sparse_ms: The same of the sparse one.
         reason: Why nothing was timed; empty where it was.
     """

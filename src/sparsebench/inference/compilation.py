@@ -34,8 +34,10 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
 
     Linear layers and convolutions with kernels of one element (without groups and padding) are timed, sparse and dense, on inputs
     of the shapes and layouts that they get when the network runs on the example, with the threads that torch has now; what is
-    faster by a tenth or more runs sparse. Before that, batch normalization and rectifiers become part of the layer before them
-    where the code of a module can be traced. All other layers stay as they are.
+    faster by a tenth or more runs sparse, in blocks of 16 outputs where that is faster. Before that, batch normalization and
+    rectifiers become part of the layer before them where the code of a module can be traced. After that, linear layers, layer
+    normalizations, rectifiers and sums that follow each other run as one chain where the code can be traced and the chain is
+    faster by a tenth or more than its layers. All other layers stay as they are.
 
     Args:
         model: Any module with parameters in float32 on the CPU; it is not changed.
@@ -45,8 +47,8 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
 
     Returns:
         The copy, in evaluation mode, without gradients, with the methods and attributes of `model`. `sparse_choices` says,
-        printed or as a tuple of `LayerChoice`, what runs sparse and both times. The copy can be deep-copied and pickled; choices
-        made on one machine are kept on another.
+        printed or as a tuple of `LayerChoice`, what runs sparse and both times: first every layer by itself, then the chains. The
+        copy can be deep-copied and pickled; choices made on one machine are kept on another. Its weights are fixed.
 
     Raises:
         SparsebenchError: Parameters are not float32 on the CPU.
