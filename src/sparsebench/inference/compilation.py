@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsebench.errors import SparsebenchError
 from sparsebench.inference.chaining import add_chains
 from sparsebench.inference.choices import MARGIN, Choices, LayerChoice, Seen, least_times
-from sparsebench.inference.compressed_blocks import CompressedBlocks
+from sparsebench.inference.compressed_blocks import BLOCK, CompressedBlocks
 from sparsebench.inference.compressed_rows import CompressedRows
 from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Rectified, fold
 from sparsebench.inference.layers import SparseLinear, SparsePointwiseConvolution, SparseWeight, Storage
@@ -23,7 +23,8 @@ __all__ = ["compile_sparse"]
 
 # Layers with inputs of many shapes, as in decoding, are timed on those that are most frequent.
 MOST_SHAPES = 4
-# A weight is tried in blocks of 16 outputs where so much of those that are not all zero is not zero.
+# A weight is tried in blocks of 16 outputs where so many of them are not all zero, and so much of those is not zero.
+MOST_BLOCKS = 0.9
 LEAST_FILL = 0.5
 # These read the weights of their parts without calling them.
 _CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
@@ -183,8 +184,10 @@ def _choose(name: str, module: nn.Module, seen: Counter[Seen] | None) -> tuple[L
 
 
 def _storages(weight: Tensor) -> list[Storage]:
-    """How a weight may be kept: in blocks where they are mostly full, for only then is there something to gain."""
-    in_blocks = load_kernels() is not None and CompressedBlocks.of(weight).fill >= LEAST_FILL
+    """How a weight may be kept: in blocks where a part of them is empty and the others are mostly full."""
+    blocks = CompressedBlocks.of(weight)
+    is_part = BLOCK * len(blocks.columns) <= MOST_BLOCKS * weight.numel()
+    in_blocks = load_kernels() is not None and is_part and blocks.fill >= LEAST_FILL
     return [CompressedRows, CompressedBlocks] if in_blocks else [CompressedRows]
 
 
