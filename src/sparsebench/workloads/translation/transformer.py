@@ -128,7 +128,7 @@ class Attention(nn.Module):
         return combined
 
     def _split(self, states: torch.Tensor) -> torch.Tensor:
-        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return states.view(states.shape[0], states.shape[1], self.heads, -1).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
