@@ -1,5 +1,7 @@
 """The compiled part of the package; everything else about it is in pyproject.toml."""
 
+from pathlib import Path
+
 from setuptools import Extension, setup
 
 setup(
@@ -8,10 +10,7 @@ setup(
         Extension(
             "sparsebench.inference._kernels",
             sources=["src/sparsebench/inference/kernels.c"],
-            depends=[
-                f"src/sparsebench/inference/{header}.h"
-                for header in ("csr_panel", "convolution", "convolution_panel", "convolution_call")
-            ],
+            depends=[str(header) for header in sorted(Path("src/sparsebench/inference").glob("*.h"))],
             extra_compile_args=["-O3", "-ffp-contract=fast", "-pthread"],
             optional=True,
         )

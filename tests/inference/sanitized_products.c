@@ -1,5 +1,6 @@
 /* Random products and convolutions against their definition, in memory of exactly the size needed: built with sanitizers by
  * test_sanitized_kernels.py, any read or write out of bounds ends the program. */
+#define SERIAL_LOADS 1000 /* two threads for small products too */
 #include "kernels.c"
 
 #include <math.h>
@@ -36,30 +37,43 @@ static struct layout layout(int64_t features, int64_t positions, int features_la
     return (struct layout){positions, features * positions, 1};
 }
 
+/* A matrix [rows][features] in compressed rows of blocks. */
+static struct product compressed(const float *dense, int64_t rows, int64_t features, int64_t block)
+{
+    int64_t compressed = (rows + block - 1) / block, entries = 0;
+    int32_t *starts = malloc((size_t)(compressed + 1) * sizeof(int32_t)), *columns = malloc((size_t)(compressed * features) * sizeof(int32_t));
+    float *values = calloc((size_t)(compressed * features * block), sizeof(float));
+    for (int64_t r = 0; r < compressed; ++r) {
+        starts[r] = (int32_t)entries;
+        for (int64_t f = 0; f < features; ++f) {
+            int kept = 0;
+            for (int64_t i = r * block; i < at_most((r + 1) * block, rows); ++i) kept |= dense[i * features + f] != 0;
+            if (!kept) continue;
+            for (int64_t i = r * block; i < at_most((r + 1) * block, rows); ++i)
+                values[entries * block + i % block] = dense[i * features + f];
+            columns[entries++] = (int32_t)f;
+        }
+    }
+    starts[compressed] = (int32_t)entries;
+    /* Of exactly the size needed. */
+    columns = realloc(columns, (size_t)(entries + !entries) * sizeof(int32_t));
+    values = realloc(values, (size_t)(entries * block + !entries) * sizeof(float));
+    return (struct product){.rows = rows, .features = features, .starts = starts, .columns = columns, .values = values, .block = block};
+}
+
+static void release(struct product *p) { free((void *)p->starts), free((void *)p->columns), free((void *)p->values); }
+
 static int check(int instruction_set, int threads)
 {
     int64_t rows = drawn(1, 70), features = drawn(1, 90), images = drawn(1, 3), positions = drawn(1, drawn(0, 1) ? 9 : 200);
-    int64_t zeros = drawn(0, 100), entries = 0;
+    int64_t zeros = drawn(0, 100);
     float *dense = numbers(rows * features), *bias = numbers(rows), *x = numbers(images * features * positions);
     float *y = numbers(images * rows * positions);
-    for (int64_t i = 0; i < rows * features; ++i) {
+    for (int64_t i = 0; i < rows * features; ++i)
         if (drawn(0, 99) < zeros) dense[i] = 0;
-        entries += dense[i] != 0;
-    }
-    int32_t *starts = malloc((size_t)(rows + 1) * sizeof(int32_t)), *columns = malloc((size_t)entries * sizeof(int32_t));
-    float *values = malloc((size_t)entries * sizeof(float));
-    entries = 0;
-    for (int64_t r = 0; r < rows; ++r) {
-        starts[r] = (int32_t)entries;
-        for (int64_t f = 0; f < features; ++f)
-            if (dense[r * features + f] != 0) {
-                columns[entries] = (int32_t)f;
-                values[entries++] = dense[r * features + f];
-            }
-    }
-    starts[rows] = (int32_t)entries;
-    struct product p = {rows, features, starts, columns, values, drawn(0, 1) ? bias : NULL, drawn(0, 1), x, y,
-                        layout(features, positions, (int)drawn(0, 1)), layout(rows, positions, (int)drawn(0, 1)), images, positions};
+    struct product p = compressed(dense, rows, features, drawn(0, 1) ? 1 : ROW_BLOCK);
+    p.bias = drawn(0, 1) ? bias : NULL, p.rectify = drawn(0, 1), p.x = x, p.y = y, p.images = images, p.positions = positions;
+    p.x_layout = layout(features, positions, (int)drawn(0, 1)), p.y_layout = layout(rows, positions, (int)drawn(0, 1));
     int wrong = sparsebench_csr_product(&p, instruction_set, threads, in_two_threads);
     for (int64_t b = 0; b < images; ++b)
         for (int64_t r = 0; r < rows; ++r)
@@ -71,7 +85,48 @@ static int check(int instruction_set, int threads)
                 if (p.rectify && sum < 0) sum = 0;
                 wrong |= y[b * p.y_layout.image + r * p.y_layout.feature + n * p.y_layout.position] != sum;
             }
-    free(dense), free(bias), free(x), free(y), free(starts), free(columns), free(values);
+    free(dense), free(bias), free(x), free(y), release(&p);
+    return wrong;
+}
+
+/* y = W norm(x) + x and z = V max(y, 0), all columns at once. */
+static int check_chain(int instruction_set, int threads)
+{
+    int64_t width = drawn(1, 90), outputs = drawn(1, 70), columns = drawn(1, drawn(0, 1) ? 9 : 200), stride = width + drawn(0, 3);
+    float *w = numbers(width * width), *v = numbers(outputs * width), *x = numbers((columns - 1) * stride + width);
+    float *y = numbers(columns * width), *z = numbers(columns * outputs), *gain = numbers(width), *shift = numbers(width);
+    struct product first = compressed(w, width, width, drawn(0, 1) ? 1 : ROW_BLOCK);
+    struct product second = compressed(v, outputs, width, drawn(0, 1) ? 1 : ROW_BLOCK);
+    struct step steps[] = {
+        {.kind = READ, .to = 0, .features = width, .memory = x, .stride = stride},
+        {.kind = NORMALIZE, .from = 0, .to = width, .features = width, .gain = gain, .shift = shift, .epsilon = 1e-2},
+        {.kind = PRODUCT, .from = width, .to = 2 * width, .features = width, .product = &first},
+        {.kind = ADD, .from = 2 * width, .also = 0, .to = width, .features = width},
+        {.kind = RECTIFY, .from = width, .to = 0, .features = width},
+        {.kind = PRODUCT, .from = 0, .to = 3 * width, .features = width, .product = &second},
+        {.kind = WRITE, .from = width, .features = width, .memory = y, .stride = width},
+        {.kind = WRITE, .from = 3 * width, .features = outputs, .memory = z, .stride = outputs},
+    };
+    int wrong = sparsebench_chain(steps, 8, 3 * width + outputs, columns, instruction_set, threads, in_two_threads);
+    double *normed = malloc((size_t)width * sizeof(double));
+    for (int64_t n = 0; n < columns; ++n) {
+        double mean = 0, variance = 0, most = 1;
+        for (int64_t f = 0; f < width; ++f) mean += x[n * stride + f] / (double)width;
+        for (int64_t f = 0; f < width; ++f) variance += pow(x[n * stride + f] - mean, 2) / (double)width;
+        for (int64_t f = 0; f < width; ++f) normed[f] = (x[n * stride + f] - mean) / sqrt(variance + 1e-2) * gain[f] + shift[f];
+        for (int64_t f = 0; f < width; ++f) {
+            double sum = x[n * stride + f];
+            for (int64_t g = 0; g < width; ++g) sum += w[f * width + g] * normed[g];
+            wrong |= !(fabs(sum - y[n * width + f]) <= 1e-3 * (1 + fabs(sum)));
+            most = fmax(most, fabs(sum));
+        }
+        for (int64_t r = 0; r < outputs; ++r) {
+            double sum = 0;
+            for (int64_t f = 0; f < width; ++f) sum += v[r * width + f] * fmax(y[n * width + f], 0);
+            wrong |= !(fabs(sum - z[n * outputs + r]) <= 1e-4 * (double)width * most);
+        }
+    }
+    free(normed), free(w), free(v), free(x), free(y), free(z), free(gain), free(shift), release(&first), release(&second);
     return wrong;
 }
 
@@ -145,11 +200,11 @@ int main(void)
     int sets = sparsebench_instruction_sets(), checked = 0;
     for (int set = 0; set < 3; ++set)
         for (int trial = 0; (sets >> set & 1) && trial < 150; ++trial, ++checked)
-            if (check(set, 1 + trial % 2) || check_convolution(set, 1 + trial % 2)) {
+            if (check(set, 1 + trial % 2) || check_convolution(set, 1 + trial % 2) || check_chain(set, 1 + trial % 2)) {
                 printf("instruction set %d, trial %d: wrong\n", set, trial);
                 return 1;
             }
     free_scratch(pthread_getspecific(scratch_key)); /* the main thread ends without it */
-    printf("%d products and convolutions\n", checked);
+    printf("%d products, convolutions and chains\n", checked);
     return 0;
 }

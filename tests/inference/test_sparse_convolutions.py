@@ -10,33 +10,16 @@ import threading
 import numpy as np
 import pytest
 import torch
-from built_kernels import PATHS, kernels
+from built_kernels import kernels
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.inference import compressed_rows, convolutions
+from sparsebench.inference import convolutions
 from sparsebench.inference.convolutions import SparseConvolution, reason_to_stay_dense
 
 KINDS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
-@pytest.fixture(params=PATHS, scope="module")
-def path(request):
-    chosen = kernels(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compressed_rows, "load_kernels", lambda: chosen)
-        patch.setattr(convolutions, "load_kernels", lambda: chosen)
-        yield request.param
-
-
-@pytest.fixture(params=[1, 2], scope="module")
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def pruned(layer: nn.Module, sparsity: float) -> nn.Module:

@@ -12,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from built_kernels import PATHS, build, kernels
+from built_kernels import build, kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -22,22 +22,6 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.inference import compressed_rows, native
 from sparsebench.inference.compressed_rows import CompressedRows
 from sparsebench.inference.layers import SparseLinear
-
-
-@pytest.fixture(params=PATHS, scope="module")
-def path(request):
-    chosen = kernels(request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compressed_rows, "load_kernels", lambda: chosen)
-        yield request.param
-
-
-@pytest.fixture(params=[1, 2], scope="module")
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def sparse_weight(outputs: int, inputs: int, sparsity: float, seed: int) -> torch.Tensor:

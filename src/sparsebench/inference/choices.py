@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Choices", "Inputs", "LayerChoice", "Seen", "least_times", "take_turns"]
+__all__ = ["Choices", "Inputs", "LayerChoice", "Seen", "least_times", "least_times_of", "take_turns"]
 
 # A sparse layer must take less than this part of the dense one's time: what is nearer is not resolved, and dense is then the
 # safer one.
@@ -42,7 +42,7 @@ class Seen(NamedTuple):
 
 
 class LayerChoice(NamedTuple):
-    """How one layer runs.
+    """How one layer, or a chain of several, runs.
 
     Attributes:
         name: Of the layer in the network, those of all that run as one with it joined by " + ".
@@ -50,7 +50,8 @@ class LayerChoice(NamedTuple):
         weights: Number of weights, zeros included.
         sparsity: Fraction of zeros in them.
         inputs: Shapes of what it got from the example, those timed.
-        dense_ms: Least time of the dense layer for all its calls in one run of the example, in milliseconds; None if not timed.
+        dense_ms: Least time of the dense layer for all its calls in one run of the example, in milliseconds; of a chain, that of
+            its layers as each was chosen. None if not timed.
         sparse_ms: The same of the sparse one.
         reason: Why nothing was timed; empty where it was.
     """
@@ -106,7 +107,11 @@ def least_times(ways: Sequence[Callable[..., Any]], seen: Inputs) -> list[float]
         ways: Functions of tensors.
         seen: What kinds of tensors.
     """
-    inputs = [one.random() for one in seen]
+    return least_times_of(ways, [one.random() for one in seen])
+
+
+def least_times_of(ways: Sequence[Callable[..., Any]], inputs: Sequence[Any]) -> list[float]:
+    """The least time of each way to compute something of the same inputs, in milliseconds, all taking turns."""
     return take_turns([partial(way, *inputs) for way in ways], LEAST_ROUNDS)
 
 

@@ -12,17 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.inference.chaining import add_chains
 from sparsebench.inference.choices import MARGIN, Choices, Inputs, LayerChoice, Seen, least_times
+from sparsebench.inference.compressed_blocks import BLOCK, CompressedBlocks
+from sparsebench.inference.compressed_rows import CompressedRows
 from sparsebench.inference.convolutions import AnyConvolution, SparseConvolution, reason_to_stay_dense
 from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Added, Rectified, fold
-from sparsebench.inference.layers import SparseLinear, SparseWeight
-from sparsebench.inference.whole import choose_memory_format, fastest_whole
+from sparsebench.inference.layers import SparseLinear, Storage
+from sparsebench.inference.native import load_kernels
+from sparsebench.inference.whole import choose_memory_format, fastest_whole, with_replacements
 
 __all__ = ["compile_sparse"]
 
 # Layers with inputs of many shapes, as in decoding, are timed on those that are most frequent.
 MOST_SHAPES = 4
 FASTER_DENSE = "the network as a whole is faster without"
+# A weight is tried in blocks of 16 outputs where so many of them are not all zero, and so much of those is not zero.
+MOST_BLOCKS = 0.9
+LEAST_FILL = 0.5
 # These read the weights of their parts without calling them.
 _CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -32,9 +39,11 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
 
     Linear layers and convolutions (all but those that `reason_to_stay_dense` names) are timed, sparse and dense, on inputs of
     the shapes and layouts that they get when the network runs on the example, with the threads that torch has now; what is
-    faster by a tenth or more runs sparse, unless the network as a whole is slower for it. Before that, batch normalization, sums
-    with a residual and rectifiers become part of the layer before them where the code of a module can be traced. All other layers
-    stay as they are.
+    faster by a tenth or more runs sparse, linear layers in blocks of 16 outputs where that is faster. Before that, batch
+    normalization, sums with a residual and rectifiers become part of the layer before them where the code of a module can be
+    traced. After that, linear layers, layer normalizations, rectifiers and sums that follow each other run as one chain where the
+    code can be traced and the chain is faster by a tenth or more than its layers. All other layers stay as they are, and all do
+    where the network as a whole is slower for it.
 
     Args:
         model: Any module with parameters in float32 on the CPU; it is not changed.
@@ -44,8 +53,8 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
 
     Returns:
         The copy, in evaluation mode, without gradients, with the methods and attributes of `model`. `sparse_choices` says,
-        printed or as a tuple of `LayerChoice`, what runs sparse and both times. The copy can be deep-copied and pickled; choices
-        made on one machine are kept on another.
+        printed or as a tuple of `LayerChoice`, what runs sparse and both times: first every layer by itself, then the chains. The
+        copy can be deep-copied and pickled; choices made on one machine are kept on another. Its weights are fixed.
 
     Raises:
         SparsebenchError: Parameters are not float32 on the CPU.
@@ -72,15 +81,23 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
         run = partial(_run, example_input=example_input)
         choose_memory_format(compiled, run)
         calls = _calls(compiled, example_input)
-        choices, replacements = [], {}
+        choices: list[LayerChoice] = []
+        replacements: dict[nn.Module, nn.Module] = {}
+        others: dict[nn.Module, SparseLinear] = {}
         for name, module in _candidates(compiled):
             known_name = ".".join(part for part in name.split(".") if part != TRACED)
-            choice, replacement = _choose(known_name, module, calls.get(name))
+            choice, sparse = _choose(known_name, module, calls.get(name))
             choices.append(choice)
-            if replacement is not None:
-                replacements[module] = replacement
-        if replacements:
-            whole = fastest_whole(compiled, replacements, run)
+            if choice.sparse and sparse is not None:
+                replacements[module] = sparse
+            elif isinstance(sparse, SparseLinear):
+                others[module] = sparse
+        # The dense layers that a chain may take instead are the same ones in both networks.
+        replaced = with_replacements(compiled, {**replacements, **{module: module for module in others}})
+        chains = add_chains(replaced, run, {id(module): sparse for module, sparse in others.items()})
+        choices += chains
+        if replacements or chains:
+            whole = fastest_whole(compiled, replaced, run)
             compiled = whole.network
             if not whole.is_sparse:
                 choices = [choice._replace(sparse=False, reason=choice.reason or FASTER_DENSE) for choice in choices]
@@ -164,24 +181,34 @@ def _recorder(seen: Counter[Inputs]) -> Callable[[nn.Module, tuple[Any, ...]], N
 
 def _choose(
     name: str, module: nn.Module, seen: Counter[Inputs] | None
-) -> tuple[LayerChoice, SparseWeight | SparseConvolution | None]:
+) -> tuple[LayerChoice, SparseLinear | SparseConvolution | None]:
     weight = cast(Tensor, _layer_of(module).weight)
     zeros = 1 - int(weight.count_nonzero()) / max(1, weight.numel())
     reason = "no zeros" if zeros == 0 else "not called by the example" if not seen else ""
     if reason or not seen:
         return LayerChoice(name, False, weight.numel(), zeros, (), None, None, reason), None
-    sparse, frequent = _sparse(module), seen.most_common(MOST_SHAPES)
-    dense_ms, sparse_ms = 0.0, 0.0
+    ways, frequent = _ways(module), seen.most_common(MOST_SHAPES)
+    milliseconds = [0.0] * (1 + len(ways))
     for kind, count in frequent:
-        times = least_times((module, sparse), kind)
-        dense_ms, sparse_ms = dense_ms + count * times[0], sparse_ms + count * times[1]
-    faster = sparse_ms <= MARGIN * dense_ms
+        times = least_times((module, *ways), kind)
+        milliseconds = [before + count * time for before, time in zip(milliseconds, times, strict=True)]
+    sparse_ms, sparse = min(zip(milliseconds[1:], ways, strict=True), key=lambda timed: timed[0])
+    faster = sparse_ms <= MARGIN * milliseconds[0]
     shapes = tuple(kind[0].shape for kind, _ in frequent)
-    return LayerChoice(name, faster, weight.numel(), zeros, shapes, dense_ms, sparse_ms, ""), sparse if faster else None
+    return LayerChoice(name, faster, weight.numel(), zeros, shapes, milliseconds[0], sparse_ms, ""), sparse
 
 
-def _sparse(module: nn.Module) -> SparseWeight | SparseConvolution:
+def _ways(module: nn.Module) -> list[SparseLinear | SparseConvolution]:
+    """A layer as it may run sparse."""
     layer, rectify = _layer_of(module), isinstance(module, Rectified)
     if isinstance(layer, nn.Linear):
-        return SparseLinear(layer.weight, layer.bias, rectify)
-    return SparseConvolution(cast(AnyConvolution, layer), rectify)
+        return [SparseLinear(layer.weight, layer.bias, rectify, storage) for storage in _storages(layer.weight)]
+    return [SparseConvolution(cast(AnyConvolution, layer), rectify)]
+
+
+def _storages(weight: Tensor) -> list[Storage]:
+    """How a weight may be kept: in blocks where a part of them is empty and the others are mostly full."""
+    blocks = CompressedBlocks.of(weight)
+    is_part = BLOCK * len(blocks.columns) <= MOST_BLOCKS * weight.numel()
+    in_blocks = load_kernels() is not None and is_part and blocks.fill >= LEAST_FILL
+    return [CompressedRows, CompressedBlocks] if in_blocks else [CompressedRows]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.inference.native import Layout, Product, load_kernels
+from sparsebench.inference.native import Kernels, Layout, Product, load_kernels
 
-__all__ = ["CompressedRows"]
+__all__ = ["CompressedRows", "multiply_by_kernels", "product_with"]
 
 MOST_ENTRIES = 2**31 - 1
 
@@ -63,6 +63,22 @@ class CompressedRows(NamedTuple):
         matrix[rows, self.columns.long()] = self.values
         return matrix
 
+    @classmethod
+    def held(cls, starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> CompressedRows:
+        """From its parts.
+
+        Args:
+            starts: As the attribute.
+            columns: As the attribute.
+            values: As the attribute.
+            shape: [rows, features].
+        """
+        return cls(starts, columns, values, shape[1])
+
+    def product(self, bias: Tensor | None, rectify: bool) -> Product:
+        """What the kernels are told about the matrix; x and y are still missing."""
+        return product_with(self, len(self.starts) - 1, 1, bias, rectify)
+
     def multiply(self, x: Tensor, out: Tensor, bias: Tensor | None = None, rectify: bool = False) -> None:
         """Write W x[b, :, p] + bias, or its positive part, to out[b, :, p] for every image b and position p.
 
@@ -80,29 +96,8 @@ class CompressedRows(NamedTuple):
         kernels = load_kernels()
         if kernels is None:
             self._multiply_by_torch(x, out, bias, rectify)
-            return
-        if _layout(x) is None:
-            x = x.contiguous()
-        x_layout, out_layout = _layout(x), _layout(out)
-        if x_layout is None or out_layout is None:
-            raise ValueError(f"out has strides {out.stride()}: expected features or positions to be neighbours in memory")
-        kernels.multiply(
-            Product(
-                len(self.starts) - 1,
-                self.features,
-                self.starts.data_ptr(),
-                self.columns.data_ptr(),
-                self.values.data_ptr(),
-                None if bias is None else bias.data_ptr(),
-                rectify,
-                x.data_ptr(),
-                out.data_ptr(),
-                x_layout,
-                out_layout,
-                x.shape[0],
-                x.shape[2],
-            )
-        )
+        else:
+            multiply_by_kernels(kernels, self.product(bias, rectify), x, out)
 
     def _multiply_by_torch(self, x: Tensor, out: Tensor, bias: Tensor | None, rectify: bool) -> None:
         matrix = _sparse_tensor(self.starts, self.columns, self.values, (out.shape[1], self.features))
@@ -113,6 +108,46 @@ class CompressedRows(NamedTuple):
         if rectify:
             product.relu_()
         out.copy_(product.view(out.shape[1], x.shape[0], x.shape[2]).transpose(0, 1))
+
+
+class Compressed(Protocol):
+    """What the kernels read of a matrix."""
+
+    @property
+    def starts(self) -> Tensor:
+        """Where the entries of each row begin."""
+
+    @property
+    def columns(self) -> Tensor:
+        """The column of each entry."""
+
+    @property
+    def values(self) -> Tensor:
+        """The value, or values, of each entry."""
+
+    @property
+    def features(self) -> int:
+        """Number of columns."""
+
+
+def product_with(matrix: Compressed, rows: int, block: int, bias: Tensor | None, rectify: bool) -> Product:
+    """What the kernels are told about a matrix with entries of `block` rows; x and y are still missing."""
+    starts, columns, values = (tensor.data_ptr() for tensor in (matrix.starts, matrix.columns, matrix.values))
+    address = None if bias is None else bias.data_ptr()
+    return Product(rows, matrix.features, starts, columns, values, address, rectify, block=block)
+
+
+def multiply_by_kernels(kernels: Kernels, product: Product, x: Tensor, out: Tensor) -> None:
+    """Write a product with x [images, features, positions] to out [images, rows, positions], as `CompressedRows.multiply`."""
+    x_layout, out_layout = _layout(x), _layout(out)
+    if x_layout is None:
+        x = x.contiguous()
+        x_layout = _layout(x)
+    if x_layout is None or out_layout is None:
+        raise ValueError(f"out has strides {out.stride()}: expected features or positions to be neighbours in memory")
+    product.x, product.y, product.x_layout, product.y_layout = x.data_ptr(), out.data_ptr(), x_layout, out_layout
+    product.images, product.positions = x.shape[0], x.shape[2]
+    kernels.multiply(product)
 
 
 def _layout(tensor: Tensor) -> Layout | None:

@@ -68,13 +68,7 @@ int sparsebench_convolution(const struct convolution *p, int instruction_set, in
     int64_t numbers = p->inputs * work.channel_pitch + ROW_BLOCK * MOST_GROUP + ROW_BLOCK + at_least(p->inputs, ROW_BLOCK) + 1;
     work.scratch_bytes = numbers * (int64_t)sizeof(float) +
                          work.channel_pitch * (int64_t)(sizeof(struct segment) + sizeof(float *));
-#ifdef HAS_X86
-    work.run = instruction_set == AVX512 ? run_convolution_avx512
-               : instruction_set == AVX2 ? run_convolution_avx2
-                                         : run_convolution_generic;
-#else
-    work.run = run_convolution_generic;
-#endif
+    work.run = CHOICE(run_convolution, instruction_set);
     threads = (int)at_most(threads, work.panels * work.parts);
     if (threads > 1) parallel(take_convolutions, &work, (unsigned)threads, 0);
     else take_convolutions(&work);

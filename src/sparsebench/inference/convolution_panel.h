@@ -199,7 +199,7 @@ static void NAME(run_convolution)(const struct convolution_work *work, int64_t p
     if (p->x_planes.column == 1) NAME(pack_planes)(work, list, end, packed);
     else NAME(pack_channels)(work, list, end, (const float **)(list + work->channel_pitch), block.zeros, packed);
 
-    int64_t row = first_row(p->starts, p->outputs, part, work->parts), stop = first_row(p->starts, p->outputs, part + 1, work->parts);
+    int64_t row = first_of_part(p->starts, p->outputs, 1, part, work->parts), stop = first_of_part(p->starts, p->outputs, 1, part + 1, work->parts);
     int64_t groups = (vectors + MOST_VECTORS - 1) / MOST_VECTORS;
     for (int64_t group = 0; group < groups; ++group) {
         int64_t at = vectors * group / groups, count = vectors * (group + 1) / groups - at;

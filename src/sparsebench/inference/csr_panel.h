@@ -92,10 +92,16 @@ INLINE void NAME(sum_row)(
     }
 }
 
+#include "block_panel.h"
+
 /* Output rows [row, end) of a panel, `pitch` floats apart in the panel and `out_pitch` in the output. */
 static void NAME(sum_rows)(
     const struct product *p, int64_t row, int64_t end, const float *panel, int64_t pitch, float *out, int64_t out_pitch, int64_t vectors)
 {
+    if (p->block > 1) {
+        NAME(sum_blocks)(p, row, end, panel, pitch, out, out_pitch, vectors);
+        return;
+    }
 #define ROWS(count, steps) \
     case count: \
         for (; row < end; ++row, out += out_pitch) NAME(sum_row)(p, row, panel, pitch, out, count, steps); \
@@ -147,7 +153,7 @@ static void NAME(run_panel)(const struct product *p, int64_t panel, int64_t part
                 memset(packed + f * pitch + count, 0, (size_t)(pitch - count) * sizeof(float));
     }
 
-    int64_t row = first_row(p->starts, p->rows, part, work->parts), end = first_row(p->starts, p->rows, part + 1, work->parts);
+    int64_t row = first_row(p, part, work->parts), end = first_row(p, part + 1, work->parts);
     if (p->y_layout.position == 1 && same == pitch) {
         NAME(sum_rows)(p, row, end, source, pitch, y[0] + row * p->y_layout.feature, p->y_layout.feature, vectors);
         return;

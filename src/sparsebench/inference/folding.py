@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-__all__ = ["CONVOLUTIONS", "TRACED", "Added", "Arrangement", "Rectified", "Traced", "fold"]
+__all__ = ["CONVOLUTIONS", "TRACED", "Added", "Arrangement", "Rectified", "Traced", "fold", "is_rectifier"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Under this name a `Traced` holds what it runs; no part of the names that users know.
@@ -117,25 +118,27 @@ class Traced(nn.Module):
 
     Attributes:
         arrangement: How the input is handed to the network.
+        chained: What runs in the place of the network, the same in faster code; None where it runs itself.
     """
 
     arrangement: Arrangement
+    chained: Callable[[Any], Any] | None
 
     def __init__(self, network: fx.GraphModule, original: nn.Module) -> None:
         super().__init__()
-        own = {*dir(nn.Module), *vars(self), "arrangement"}
+        own = {*dir(nn.Module), *vars(self), "arrangement", "chained"}
         for name in dir(original):
             if not name.startswith("_") and name not in own and name not in original._modules:
                 value = getattr(original, name)
                 if not callable(value) and not isinstance(value, Tensor):
                     vars(self)[name] = value
-        self.arrangement = Arrangement()
+        self.arrangement, self.chained = Arrangement(), None
         self.add_module(TRACED, network)
         self.train(original.training)
 
     def forward(self, x: Any) -> Any:
         """What the module computes."""
-        network, arrangement = cast(fx.GraphModule, self._modules[TRACED]), self.arrangement
+        network, arrangement = self.chained or cast(fx.GraphModule, self._modules[TRACED]), self.arrangement
         if arrangement.channels_last and x.dim() == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         if arrangement.rows is None or x.dim() != arrangement.dimensions or len(x) <= arrangement.rows:
@@ -285,13 +288,14 @@ def _fold_rectifier(traced: fx.GraphModule, node: fx.Node) -> bool:
     layer, after = traced.get_submodule(str(node.target)), _only_reader(node)
     if type(layer) not in (*CONVOLUTIONS, nn.Linear, Added) or after is None or not _is_used_once(traced, node):
         return False
-    if not _is_rectifier(traced, after):
+    if not is_rectifier(traced, after):
         return False
     _replace(traced, node, after, Rectified(layer).eval())
     return True
 
 
-def _is_rectifier(traced: fx.GraphModule, node: fx.Node) -> bool:
+def is_rectifier(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node of a traced network takes the positive part."""
     if node.op == "call_module":
         return type(traced.get_submodule(str(node.target))) is nn.ReLU
     if node.op == "call_function":

@@ -1,6 +1,7 @@
 /* Sparse times dense on the CPU: Y = W X + b, optionally rectified, float32. Plain C ABI, no Python, no torch, no OpenMP headers.
  *
- * W is in compressed rows: the entries of row r are values[starts[r] .. starts[r+1]) in columns[...]. X has a row for each feature
+ * W is in compressed rows: the entries of row r are values[starts[r] .. starts[r+1]) in columns[...]. Or it is in compressed rows of
+ * blocks: ROW_BLOCK rows of W are one row there, and an entry is ROW_BLOCK values of one column. X has a row for each feature
  * and a column for each example or pixel; where each element lies is said by strides, so that batches of vectors [batch][features],
  * feature-major matrices and images in either memory format are all read and written in place.
  *
@@ -8,7 +9,8 @@
  * layout was; then every output row of it is summed up in registers. Elements of a panel that lie beyond the last column are zero, so
  * that remainders run at full speed. Panels, and where these are few parts of the rows, are the tasks that threads take.
  *
- * csr_panel.h is compiled once for each instruction set; which one runs is chosen by the caller among those that
+ * csr_panel.h (compressed rows), block_panel.h (blocks) and chain_panel.h (several products and what is between them, panel by panel)
+ * are compiled once for each instruction set, as is convolution_panel.h; which one runs is chosen by the caller among those that
  * sparsebench_instruction_sets reports.
  */
 #if !defined(__GNUC__)
@@ -16,6 +18,7 @@
 #endif
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,8 +29,12 @@
 /* Features of a panel take at most so many bytes where more than one vector fits: half of a usual second-level cache. */
 #define PANEL_BYTES (512 * 1024)
 #define ALIGNMENT 64
+/* With blocks, so many columns or fewer are multiplied where they lie. */
+#define FEW_COLUMNS 8
 /* Below so many loads, some twenty microseconds of work, waking a second thread costs more than it brings. */
+#ifndef SERIAL_LOADS
 #define SERIAL_LOADS (1 << 16)
+#endif
 
 #if defined(__clang__)
 #define SHUFFLE(a, b, mask_type, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -53,6 +60,7 @@ struct product {
     float *y;
     struct layout x_layout, y_layout;
     int64_t images, positions;
+    int64_t block; /* rows of W in one row of `starts`: 1 or ROW_BLOCK; an entry has as many values, zero where W has no more rows */
 };
 
 struct work {
@@ -65,20 +73,36 @@ struct work {
 
 INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
+/* Rows of `starts`. */
+INLINE int64_t compressed_rows(const struct product *p) { return (p->rows + p->block - 1) / p->block; }
+
 /* Part `part` of the rows, such that all parts have about as many entries. */
-static int64_t first_row(const int32_t *starts, int64_t rows, int64_t part, int64_t parts)
+static int64_t first_of_part(const int32_t *starts, int64_t rows, int64_t block, int64_t part, int64_t parts)
 {
     if (part <= 0) return 0;
     if (part >= parts) return rows;
     /* A row costs about as much as four entries besides its own. */
-    int64_t all = starts[rows] + 4 * rows, wanted = all * part / parts, low = 0, high = rows;
+    int64_t in_starts = (rows + block - 1) / block, all = starts[in_starts] + 4 * in_starts, wanted = all * part / parts;
+    int64_t low = 0, high = in_starts;
     while (low < high) {
         int64_t middle = (low + high) / 2;
         if (starts[middle] + 4 * middle < wanted) low = middle + 1;
         else high = middle;
     }
     /* Whole blocks, so that no two threads write to one line of the cache. */
-    return at_most((low + ROW_BLOCK - 1) / ROW_BLOCK * ROW_BLOCK, rows);
+    return at_most((low * block + ROW_BLOCK - 1) / ROW_BLOCK * ROW_BLOCK, rows);
+}
+
+static int64_t first_row(const struct product *p, int64_t part, int64_t parts)
+{
+    return first_of_part(p->starts, p->rows, p->block, part, parts);
+}
+
+/* Of each entry its values, and what they are multiplied by. */
+static int64_t loads(const struct product *p, int64_t vectors)
+{
+    int64_t rows = compressed_rows(p);
+    return (p->starts[rows] + 4 * rows) * (p->block + vectors);
 }
 
 /* Scratch memory stays with its thread: new memory for every call would cost page faults. */
@@ -138,9 +162,9 @@ static void take_tasks(void *argument)
 static void run_vector(const struct product *p, int64_t panel, int64_t part, const struct work *work, float *scratch)
 {
     (void)panel, (void)scratch;
-    int64_t end = first_row(p->starts, p->rows, part + 1, work->parts);
+    int64_t end = first_row(p, part + 1, work->parts);
     const float *x = p->x;
-    for (int64_t row = first_row(p->starts, p->rows, part, work->parts); row < end; ++row) {
+    for (int64_t row = first_row(p, part, work->parts); row < end; ++row) {
         float sums[4] = {0, 0, 0, 0};
         int32_t j = p->starts[row], last = p->starts[row + 1];
         for (; j + 4 <= last; j += 4)
@@ -153,6 +177,7 @@ static void run_vector(const struct product *p, int64_t panel, int64_t part, con
     }
 }
 
+#include "chain.h"
 #include "convolution.h"
 
 /* The same code for each instruction set. Registers decide how many vectors of a row are summed at a time. */
@@ -163,6 +188,7 @@ static void run_vector(const struct product *p, int64_t panel, int64_t part, con
 #define SUFFIX _generic
 #define WIDTH 4
 #include "csr_panel.h"
+#include "chain_panel.h"
 #include "convolution_panel.h"
 #undef SUFFIX
 #undef WIDTH
@@ -179,6 +205,7 @@ static void run_vector(const struct product *p, int64_t panel, int64_t part, con
 #define SUFFIX _avx2
 #define WIDTH 8
 #include "csr_panel.h"
+#include "chain_panel.h"
 #include "convolution_panel.h"
 #undef SUFFIX
 #undef WIDTH
@@ -193,6 +220,7 @@ static void run_vector(const struct product *p, int64_t panel, int64_t part, con
 #define SUFFIX _avx512
 #define WIDTH 16
 #include "csr_panel.h"
+#include "chain_panel.h"
 #include "convolution_panel.h"
 #undef SUFFIX
 #undef WIDTH
@@ -204,10 +232,15 @@ static void run_vector(const struct product *p, int64_t panel, int64_t part, con
 #endif
 
 /* Of the functions' arguments: a library that was built from another revision must not be called. */
-int sparsebench_kernels_revision(void) { return 2; }
+int sparsebench_kernels_revision(void) { return 3; }
 
 enum { GENERIC, AVX2, AVX512 };
 static const int64_t widths[] = {4, 8, 16};
+#ifdef HAS_X86
+#define CHOICE(name, set) ((set) == AVX512 ? name##_avx512 : (set) == AVX2 ? name##_avx2 : name##_generic)
+#else
+#define CHOICE(name, set) ((void)(set), name##_generic)
+#endif
 
 /* Bits of what this processor can run: 1 generic, 2 AVX2 with FMA, 4 AVX-512. */
 int sparsebench_instruction_sets(void)
@@ -238,13 +271,15 @@ int sparsebench_csr_product(const struct product *p, int instruction_set, int th
     if (!parallel || threads < 1) threads = 1;
     struct work work = {.product = p, .panels = 1, .vectors = 1, .scratch_bytes = ALIGNMENT, .run = run_vector};
     int64_t width = 1;
-    if (columns > 1 || p->x_layout.feature != 1) {
+    const int few = p->block > 1 && columns <= FEW_COLUMNS && (p->images == 1 || p->positions == 1);
+    if (few && p->x_layout.feature == 1 && p->y_layout.feature == 1) {
+        work.run = CHOICE(run_few_columns, instruction_set);
+    } else if (columns > 1 || p->block > 1 || p->x_layout.feature != 1) {
         while (instruction_set > GENERIC && columns <= widths[instruction_set] / 2) --instruction_set;
         width = widths[instruction_set];
         work.vectors = (columns + width - 1) / width;
     }
-    /* Of each entry its value, and what it is multiplied by. */
-    if ((p->starts[p->rows] + 4 * p->rows) * (1 + work.vectors) < SERIAL_LOADS) threads = 1;
+    if (loads(p, work.vectors) < SERIAL_LOADS) threads = 1;
     if (width > 1) {
         int64_t most = MOST_COLUMNS / width;
         if (width == 4) most /= 2; /* sixteen registers of four */
@@ -253,17 +288,47 @@ int sparsebench_csr_product(const struct product *p, int instruction_set, int th
         /* A multiple of the threads, where there are enough vectors: nobody waits for the last panel. */
         if (work.panels > threads) work.panels = at_most((work.panels + threads - 1) / threads * threads, work.vectors);
         work.scratch_bytes = (p->features * most * width + MOST_COLUMNS * ROW_BLOCK) * (int64_t)sizeof(float);
-#ifdef HAS_X86
-        work.run = instruction_set == AVX512 ? run_panel_avx512 : instruction_set == AVX2 ? run_panel_avx2 : run_panel_generic;
-#else
-        work.run = run_panel_generic;
-#endif
+        work.run = CHOICE(run_panel, instruction_set);
     }
     work.parts = at_most((threads + work.panels - 1) / work.panels, (p->rows + ROW_BLOCK - 1) / ROW_BLOCK);
     threads = (int)at_most(threads, work.panels * work.parts);
     if (threads > 1) parallel(take_tasks, &work, (unsigned)threads, 0);
     else take_tasks(&work);
     return work.failed;
+}
+
+/* Runs steps on all columns.
+ *
+ * features: of a panel, all matrices in it together. Other arguments and the result as for sparsebench_csr_product; what is written
+ * must not overlap what is read.
+ */
+int sparsebench_chain(
+    const struct step *steps, int64_t step_count, int64_t features, int64_t columns, int instruction_set, int threads, parallel_function parallel)
+{
+    if (columns == 0 || step_count == 0) return 0;
+    if (!parallel || threads < 1) threads = 1;
+    while (instruction_set > GENERIC && columns <= widths[instruction_set] / 2) --instruction_set;
+    int64_t width = widths[instruction_set], most = MOST_COLUMNS / width, all = 0;
+    if (width == 4) most /= 2;
+    while (most > 1 && features * most * width * (int64_t)sizeof(float) > PANEL_BYTES) most /= 2;
+    struct chain c = {.steps = steps, .step_count = step_count, .features = features, .columns = columns, .width = width};
+    c.vectors = (columns + width - 1) / width;
+    c.panels = (c.vectors + most - 1) / most;
+    for (int64_t s = 0; s < step_count; ++s)
+        if (steps[s].kind == PRODUCT) all += loads(steps[s].product, c.vectors);
+    if (all < SERIAL_LOADS) threads = 1;
+    c.panels = at_most((c.panels + threads - 1) / threads * threads, c.vectors);
+    c.parts = c.panels < threads ? (threads + c.panels - 1) / c.panels : 1;
+    c.run = CHOICE(run_step, instruction_set);
+    void (*take)(void *) = take_panels;
+    if (c.parts > 1) {
+        c.shared = scratch_of_thread(c.panels * panel_bytes(&c));
+        if (!c.shared) return 1;
+        take = take_parts;
+    }
+    if (threads > 1) parallel(take, &c, (unsigned)threads, 0);
+    else take(&c);
+    return c.failed;
 }
 
 #include "convolution_call.h"

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.inference.compressed_blocks import CompressedBlocks
 from sparsebench.inference.compressed_rows import CompressedRows
 
-__all__ = ["SparseLinear", "SparseWeight", "require_inference"]
+__all__ = ["SparseLinear", "SparseWeight", "Storage", "require_inference"]
+
+Storage = type[CompressedRows] | type[CompressedBlocks]
 
 
 def require_inference(layer: nn.Module, x: Tensor, values: Tensor) -> None:
@@ -32,12 +35,13 @@ def require_inference(layer: nn.Module, x: Tensor, values: Tensor) -> None:
 
 
 class SparseWeight(nn.Module):
-    """The weight [outputs, inputs] of a layer in compressed rows, and its bias, as buffers.
+    """The weight [outputs, inputs] of a layer without its zeros, and its bias, as buffers.
 
     Args:
         weight: float32 [outputs, inputs] on the CPU; what is zero is not kept.
         bias: float32 [outputs].
         rectify: Whether negative results become zero.
+        storage: How the weight is kept: `CompressedRows`, or `CompressedBlocks` for one whose zeros come in blocks of 16 outputs.
     """
 
     starts: Tensor
@@ -45,21 +49,22 @@ class SparseWeight(nn.Module):
     values: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, rectify: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, rectify: bool, storage: Storage = CompressedRows) -> None:
         super().__init__()
-        rows = CompressedRows.of(weight)
+        matrix = storage.of(weight)
         self.outputs, self.inputs = weight.shape
         self.rectify = rectify
-        self.register_buffer("starts", rows.starts)
-        self.register_buffer("columns", rows.columns)
-        self.register_buffer("values", rows.values)
+        self.storage = storage
+        self.register_buffer("starts", matrix.starts)
+        self.register_buffer("columns", matrix.columns)
+        self.register_buffer("values", matrix.values)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.eval()
 
     @property
-    def rows(self) -> CompressedRows:
-        """The matrix."""
-        return CompressedRows(self.starts, self.columns, self.values, self.inputs)
+    def matrix(self) -> CompressedRows | CompressedBlocks:
+        """The weight."""
+        return self.storage.held(self.starts, self.columns, self.values, (self.outputs, self.inputs))
 
     def multiply(self, x: Tensor, out: Tensor) -> None:
         """Write the product with [images, inputs, positions] to [images, outputs, positions].
@@ -69,11 +74,11 @@ class SparseWeight(nn.Module):
                 the CPU.
         """
         require_inference(self, x, self.values)
-        self.rows.multiply(x, out, self.bias, self.rectify)
+        self.matrix.multiply(x, out, self.bias, self.rectify)
 
     def extra_repr(self) -> str:
         """Sizes, as the layers of torch print theirs."""
-        sparsity = 1 - len(self.values) / max(1, self.inputs * self.outputs)
+        sparsity = 1 - int(self.values.count_nonzero()) / max(1, self.inputs * self.outputs)
         return f"{self.inputs}, {self.outputs}, bias={self.bias is not None}, relu={self.rectify}, sparsity={sparsity:.3f}"
 
 
@@ -84,6 +89,7 @@ class SparseLinear(SparseWeight):
         weight: float32 [outputs, inputs] on the CPU.
         bias: float32 [outputs].
         rectify: Whether negative results become zero.
+        storage: As for `SparseWeight`.
 
     Example:
         >>> import torch
@@ -98,7 +104,7 @@ class SparseLinear(SparseWeight):
     @property
     def weight(self) -> Tensor:
         """The weight with its zeros, made anew at every access: changing it changes nothing here."""
-        return self.rows.dense()
+        return self.matrix.dense()
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] to [..., outputs], contiguous.
@@ -110,5 +116,5 @@ class SparseLinear(SparseWeight):
             raise SparsebenchError(f"a sparse linear layer got an input of shape {tuple(x.shape)}: expected [..., {self.inputs}]")
         flat = x.reshape(-1, self.inputs)
         out = torch.empty(len(flat), self.outputs)
-        self.multiply(flat.t().unsqueeze(0), out.t().unsqueeze(0))
+        self.multiply(flat.unsqueeze(2), out.unsqueeze(2))
         return out.view(*x.shape[:-1], self.outputs)

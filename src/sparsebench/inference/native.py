@@ -18,6 +18,7 @@ from sparsebench.errors import SparsebenchError
 
 __all__ = [
     "INSTRUCTION_SETS",
+    "STEP_KINDS",
     "VARIABLE",
     "Axis",
     "Convolution",
@@ -25,6 +26,7 @@ __all__ = [
     "Layout",
     "Planes",
     "Product",
+    "Step",
     "installed_library",
     "kernel_path",
     "load_kernels",
@@ -36,7 +38,8 @@ __all__ = [
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 FALLBACK = "torch"
 # As in kernels.c.
-REVISION = 2
+REVISION = 3
+STEP_KINDS = ("read", "write", "product", "normalize", "add", "rectify")
 VARIABLE = "SPARSEBENCH_KERNELS"
 
 
@@ -63,6 +66,25 @@ class Product(ctypes.Structure):
         ("y_layout", Layout),
         ("images", ctypes.c_int64),
         ("positions", ctypes.c_int64),
+        ("block", ctypes.c_int64),
+    )
+
+
+class Step(ctypes.Structure):
+    """`struct step` of chain.h: one step of a chain; `kind` is a place in `STEP_KINDS`."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int64),
+        ("source", ctypes.c_int64),
+        ("also", ctypes.c_int64),
+        ("to", ctypes.c_int64),
+        ("features", ctypes.c_int64),
+        ("product", ctypes.POINTER(Product)),
+        ("gain", ctypes.c_void_p),
+        ("shift", ctypes.c_void_p),
+        ("epsilon", ctypes.c_double),
+        ("memory", ctypes.c_void_p),
+        ("stride", ctypes.c_int64),
     )
 
 
@@ -115,6 +137,9 @@ class Kernels:
         self._product.argtypes = (ctypes.POINTER(Product), ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
         self._convolution = library.sparsebench_convolution
         self._convolution.argtypes = (ctypes.POINTER(Convolution), ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
+        self._chain = library.sparsebench_chain
+        number, sizes = ctypes.c_int, (ctypes.c_int64,) * 3
+        self._chain.argtypes = (ctypes.POINTER(Step), *sizes, number, number, ctypes.c_void_p)
         self._parallel = _torch_parallel()
 
     @property
@@ -139,6 +164,21 @@ class Kernels:
         """
         if self._convolution(ctypes.byref(convolution), self._number, torch.get_num_threads(), self._parallel) != 0:
             raise MemoryError("no memory for a panel of a sparse convolution")
+
+    def run_chain(self, steps: ctypes.Array[Step], features: int, columns: int) -> None:
+        """Run steps on columns that are independent of each other, with at most `torch.get_num_threads()` threads.
+
+        Args:
+            steps: In their order.
+            features: Of all matrices in a panel together.
+            columns: How many.
+
+        Raises:
+            MemoryError: Scratch memory for a panel was not to be had.
+        """
+        threads = torch.get_num_threads()
+        if self._chain(steps, len(steps), features, columns, self._number, threads, self._parallel) != 0:
+            raise MemoryError("no memory for a panel of a chain of sparse products")
 
 
 def kernel_path() -> str:

@@ -14,7 +14,7 @@ from sparsebench.inference.choices import Seen, take_turns
 from sparsebench.inference.folding import TRACED, Arrangement, Traced
 from sparsebench.inference.independence import examples_are_independent
 
-__all__ = ["Whole", "choose_memory_format", "fastest_whole"]
+__all__ = ["Whole", "choose_memory_format", "fastest_whole", "with_replacements"]
 
 # Rounds of each way, at least: a whole network takes long.
 ROUNDS = 3
@@ -57,41 +57,45 @@ def choose_memory_format(network: nn.Module, run: Run) -> None:
     network.arrangement = last if times[0] < times[1] else first
 
 
-def fastest_whole(network: nn.Module, sparse: Mapping[nn.Module, nn.Module], run: Run) -> Whole:
-    """The network with some layers replaced by sparse ones, or without where that is faster.
+def with_replacements(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """A copy that shares all tensors, with some modules replaced wherever they are.
+
+    Args:
+        network: In evaluation mode.
+        replacements: Modules of the network, and what each is to be replaced by: by itself, if it is not to be copied.
+    """
+    known: dict[int, Any] = {id(old): new for old, new in replacements.items()}
+    known |= {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    return copy.deepcopy(network, known)
+
+
+def fastest_whole(network: nn.Module, sparse: nn.Module, run: Run) -> Whole:
+    """The network with sparse layers and chains of them, or without where that is faster.
 
     What is faster by itself need not be so between other layers, which leave other things in the caches. Where examples are
     independent of each other, and the network was traced, the batch is also tried in parts.
 
     Args:
         network: In evaluation mode.
-        sparse: Layers of the network, and what each is to be replaced by.
+        sparse: The same with some layers replaced by sparse ones.
         run: Runs a network on the example.
     """
-    replaced = _with_replacements(network, sparse)
-    ways: list[Callable[[], Any]] = [partial(run, network), partial(run, replaced)]
-    arrangements = _arrangements(replaced, run)
-    if isinstance(replaced, Traced):
-        ways[1:] = [partial(_run_arranged, replaced, arrangement, run) for arrangement in arrangements]
+    ways: list[Callable[[], Any]] = [partial(run, network), partial(run, sparse)]
+    arrangements = _arrangements(sparse, run)
+    if isinstance(sparse, Traced):
+        ways[1:] = [partial(_run_arranged, sparse, arrangement, run) for arrangement in arrangements]
     times = take_turns(ways, ROUNDS)
     best = min(range(len(ways)), key=times.__getitem__)
     if best == 0:
         return Whole(network, False)
-    if isinstance(replaced, Traced):
-        replaced.arrangement = arrangements[best - 1]
-    return Whole(replaced, True)
+    if isinstance(sparse, Traced):
+        sparse.arrangement = arrangements[best - 1]
+    return Whole(sparse, True)
 
 
 def _run_arranged(network: Traced, arrangement: Arrangement, run: Run) -> Any:
     network.arrangement = arrangement
     return run(network)
-
-
-def _with_replacements(network: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
-    """A copy that shares all tensors, with some layers replaced wherever they are."""
-    known: dict[int, Any] = {id(old): new for old, new in replacements.items()}
-    known |= {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
-    return copy.deepcopy(network, known)
 
 
 def _arrangements(network: nn.Module, run: Run) -> list[Arrangement]:

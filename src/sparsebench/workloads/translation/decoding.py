@@ -98,10 +98,12 @@ def beam_search(
     cache: DecoderCache | None = None
     for length in range(1, max_length + 1):
         logits, cache = model.decode(hypotheses[:, :, -1].reshape(-1, 1), memory, cache)
-        scores = log_p.unsqueeze(2) + _allowed(logits[:, -1]).log_softmax(-1).view(len(rows), beam, -1)
-        vocabulary = scores.shape[-1]
-        top, places = scores.flatten(1).topk(min(2 * beam, beam * vocabulary))
-        parents, tokens = places // vocabulary, places % vocabulary
+        # Of every hypothesis its best continuations: among those are the best of all.
+        allowed = _allowed(logits[:, -1])
+        likely, candidates = allowed.topk(min(2 * beam, allowed.shape[-1]))
+        continued = (likely - allowed.logsumexp(-1, keepdim=True)).view(len(rows), beam, -1) + log_p.unsqueeze(2)
+        top, places = continued.flatten(1).topk(min(2 * beam, continued[0].numel()))
+        parents, tokens = places // likely.shape[-1], candidates.view(len(rows), -1).gather(1, places)
         ends = tokens == END
 
         finished, which = (top / length_penalty(length, exponent)).masked_fill(~ends, float("-inf")).max(1)
@@ -129,7 +131,6 @@ def beam_search(
 
 
 def _allowed(logits: torch.Tensor) -> torch.Tensor:
-    """Logits of which neither padding nor the begin symbol can be chosen."""
-    logits = logits.clone()
-    logits[:, [PADDING, BEGIN]] = float("-inf")
+    """Logits of which neither padding nor the begin symbol can be chosen; they are changed in place."""
+    logits[:, PADDING] = logits[:, BEGIN] = float("-inf")
     return logits

@@ -111,22 +111,24 @@ class Attention(nn.Module):
         """What the positions of `states` read.
 
         Args:
-            states: [sentences, positions, width].
+            states: [rows, positions, width]; several rows may read the keys and values of one sentence, one after the other.
             read: Keys and values to read from.
             mask: Bool, broadcast to [sentences, heads, positions, positions read], True where reading is allowed; None for all.
             causal: Position i reads the first i + 1 only.
 
         Returns:
-            [sentences, positions, width].
+            [rows, positions, width].
         """
         dropout = self.dropout.p if self.training else 0.0
-        query = self._split(self.query(states))
-        mixed = F.scaled_dot_product_attention(query, read.keys, read.values, mask, dropout, is_causal=causal)
-        combined: torch.Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        keys, values = read
+        # All positions of all rows of a sentence read the same: one attention, whose keys and values are there once.
+        query = self._split(self.query(states).reshape(keys.shape[0], -1, states.shape[-1]))
+        mixed = F.scaled_dot_product_attention(query, keys, values, mask, dropout, is_causal=causal)
+        combined: torch.Tensor = self.output(mixed.transpose(1, 2).reshape(states.shape))
         return combined
 
     def _split(self, states: torch.Tensor) -> torch.Tensor:
-        return states.view(*states.shape[:2], self.heads, -1).transpose(1, 2)
+        return states.view(states.shape[0], states.shape[1], self.heads, -1).transpose(1, 2)
 
 
 class FeedForward(nn.Module):
@@ -186,9 +188,7 @@ class DecoderLayer(nn.Module):
         if earlier is not None:
             own = earlier.followed_by(own)
         states = states + self.dropout(self.attention(normed, own, causal=earlier is None))
-        # All positions of all rows of a sentence read the same: one attention, whose keys and values are there once.
-        together = self.source_norm(states).reshape(source.keys.shape[0], -1, states.shape[-1])
-        states = states + self.dropout(self.source_attention(together, source, source_mask)).view_as(states)
+        states = states + self.dropout(self.source_attention(self.source_norm(states), source, source_mask))
         return states + self.dropout(self.feed_forward(self.feed_forward_norm(states))), own
 
 

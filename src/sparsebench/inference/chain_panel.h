@@ -1,0 +1,62 @@
+/* The steps of a chain on one panel, for vectors of WIDTH floats; included by kernels.c once for each instruction set. */
+
+#define VECTOR NAME(vector)
+#define LOOSE NAME(loose)
+
+/* Normalizes every column over its features: (x - mean) / sqrt(variance + epsilon), scaled and shifted feature by feature. */
+static void NAME(normalize)(const struct step *s, const float *from, float *to, int64_t pitch)
+{
+    for (int64_t n = 0; n < pitch; n += WIDTH) {
+        VECTOR mean = {0}, square = {0};
+        for (int64_t f = 0; f < s->features; ++f) mean += *(const VECTOR *)(from + f * pitch + n);
+        mean /= (float)s->features;
+        for (int64_t f = 0; f < s->features; ++f) {
+            const VECTOR centred = *(const VECTOR *)(from + f * pitch + n) - mean;
+            square += centred * centred;
+        }
+        VECTOR scale = square / (float)s->features + (float)s->epsilon;
+        for (int i = 0; i < WIDTH; ++i) scale[i] = 1.0f / __builtin_sqrtf(scale[i]);
+        for (int64_t f = 0; f < s->features; ++f) {
+            VECTOR y = (*(const VECTOR *)(from + f * pitch + n) - mean) * scale;
+            if (s->gain) y *= s->gain[f];
+            if (s->shift) y += s->shift[f];
+            *(VECTOR *)(to + f * pitch + n) = y;
+        }
+    }
+}
+
+static void NAME(run_step)(const struct step *s, float *panel, int64_t vectors, int64_t begin, int64_t count, int64_t part, int64_t parts)
+{
+    const int64_t pitch = vectors * WIDTH;
+    const float *from = panel + s->from * pitch;
+    float *to = panel + s->to * pitch;
+    if (s->kind == PRODUCT) {
+        int64_t row = first_row(s->product, part, parts), end = first_row(s->product, part + 1, parts);
+        NAME(sum_rows)(s->product, row, end, from, pitch, to + row * pitch, pitch, vectors);
+        return;
+    }
+    if (part != 0) return; /* What costs little is done by one. */
+    if (s->kind == NORMALIZE) {
+        NAME(normalize)(s, from, to, pitch);
+    } else if (s->kind == ADD) {
+        const float *also = panel + s->also * pitch;
+        for (int64_t i = 0; i < s->features * pitch; i += WIDTH)
+            *(VECTOR *)(to + i) = *(const VECTOR *)(from + i) + *(const VECTOR *)(also + i);
+    } else if (s->kind == RECTIFY) {
+        for (int64_t i = 0; i < s->features * pitch; i += WIDTH) {
+            const VECTOR x = *(const VECTOR *)(from + i);
+            *(VECTOR *)(to + i) = (VECTOR)((NAME(integers))x & ~(x < (VECTOR){0}));
+        }
+    } else if (s->kind == READ) {
+        const float *columns[MOST_COLUMNS];
+        for (int64_t n = 0; n < count; ++n) columns[n] = s->memory + (begin + n) * s->stride;
+        NAME(pack_transposed)(columns, count, s->features, to, pitch);
+    } else {
+        float *columns[MOST_COLUMNS];
+        for (int64_t n = 0; n < count; ++n) columns[n] = s->memory + (begin + n) * s->stride;
+        NAME(unpack_transposed)(from, pitch, s->features, count, columns);
+    }
+}
+
+#undef VECTOR
+#undef LOOSE
