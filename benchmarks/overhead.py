@@ -25,7 +25,17 @@ MASKED = [
     "magnitude, uniform, gone, masks of bytes",
     "RigL",
 ]
+FURTHER = [
+    "magnitude, Erdos-Renyi-kernel, returning",
+    "magnitude, uniform, blocks of 4x4",
+    "magnitude, once",
+    "random",
+    "static",
+    "SET",
+    "SNFS",
+]
 STOCHASTIC = ["variational dropout, noise per example", "variational dropout, noise on weights", "L0"]
+EVERY = MASKED + FURTHER + STOCHASTIC
 CONTROLS = ["dense", "dense again (A/A control)"]
 SECTIONS = ["steps", "update", "memory", "sizes"]
 # The mask update that the tables are about is of all 25.5 M weights of this network.
@@ -131,7 +141,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=SECTIONS)
-    parser.add_argument("--methods", nargs="+", choices=MASKED + STOCHASTIC, default=MASKED + STOCHASTIC, metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=EVERY, default=MASKED + STOCHASTIC, metavar="METHOD")
+    parser.add_argument("--every-method", dest="methods", action="store_const", const=EVERY, help="those near to others too")
     parser.add_argument("--threads", type=int, default=2, help="threads of every process (default 2)")
     parser.add_argument("--repetitions", type=int, default=200, help="steps of every method at most (default 200)")
     parser.add_argument("--seconds", type=float, default=60, help="seconds of timed steps for one network (default 60)")

@@ -29,19 +29,31 @@ SPARSITY = 0.9
 # without. The last update is far away.
 FREQUENCY, FIRST, LAST = 4, 1, 1_000_000
 
+MOVING = {"sparsity": SPARSITY, "begin": FIRST, "end": LAST, "frequency": FREQUENCY}
+
 MASKED: dict[str, Callable[[], Sparsifier]] = {
     "magnitude, global, gone": lambda: _magnitude(allocation="global", policy="gone"),
     "magnitude, uniform, gone": lambda: _magnitude(allocation="uniform", policy="gone"),
     "magnitude, uniform, returning": lambda: _magnitude(allocation="uniform", policy="returning"),
     "magnitude, uniform, gone, masks of bytes": lambda: _magnitude(allocation="uniform", policy="gone").keep_byte_masks(),
-    "RigL": lambda: sparsebench.rigl(sparsity=SPARSITY, begin=FIRST, end=LAST, frequency=FREQUENCY),
+    "RigL": lambda: sparsebench.rigl(**MOVING),
+}
+# Those whose cost is near to one of the above: measured where every method is asked for.
+FURTHER: dict[str, Callable[[], Sparsifier]] = {
+    "magnitude, Erdos-Renyi-kernel, returning": lambda: _magnitude(allocation="erdos-renyi-kernel", policy="returning"),
+    "magnitude, uniform, blocks of 4x4": lambda: _magnitude(allocation="uniform", policy="gone", structure="block:4x4"),
+    "magnitude, once": lambda: sparsebench.one_shot_pruning(sparsity=SPARSITY, step=FIRST),
+    "random": lambda: sparsebench.random_pruning(**MOVING, initial_sparsity=SPARSITY - 0.01),
+    "static": lambda: sparsebench.static_sparse_training(sparsity=SPARSITY),
+    "SET": lambda: sparsebench.set_training(**MOVING),
+    "SNFS": lambda: sparsebench.snfs(**MOVING),
 }
 STOCHASTIC: dict[str, Callable[[], Sparsifier]] = {
     "variational dropout, noise per example": lambda: sparsebench.variational_dropout(penalty=1e-5, noise="example"),
     "variational dropout, noise on weights": lambda: sparsebench.variational_dropout(penalty=1e-5, noise="weight"),
     "L0": lambda: sparsebench.l0_regularization(penalty=1e-5),
 }
-METHODS = MASKED | STOCHASTIC
+METHODS = MASKED | FURTHER | STOCHASTIC
 DENSE, CONTROL = "dense", "dense again (A/A control)"
 
 

@@ -164,7 +164,7 @@ def test_transformer_keeps_its_methods():
     assert all(layer.feed_forward.inner.rectify for layer in compiled.encoder)
 
 
-def test_choices_are_sums_over_the_calls(monkeypatch):
+def test_peers_row_3_break_even_is_measured_for_the_shapes_of_each_call(monkeypatch):
     """Of one run of the example: four calls with one row at 1 ms, one with eight rows at 8."""
     monkeypatch.setattr(compilation, "least_times", lambda ways, seen: [seen[0].shape[0], 1.5 * seen[0].shape[0] - 2])
     monkeypatch.setattr(whole, "take_turns", second_is_fastest)
@@ -188,7 +188,7 @@ def test_choices_are_sums_over_the_calls(monkeypatch):
 
 
 @pytest.mark.parametrize(("sparse_ms", "sparse"), [(0.89, True), (0.91, False), (2.0, False)])
-def test_what_is_not_clearly_faster_stays_dense(monkeypatch, sparse_ms, sparse):
+def test_peers_row_3_what_is_not_clearly_faster_stays_dense(monkeypatch, sparse_ms, sparse):
     monkeypatch.setattr(compilation, "least_times", lambda ways, seen: [1.0, sparse_ms])
     monkeypatch.setattr(whole, "take_turns", second_is_fastest)
     compiled = compile_sparse(pruned(nn.Linear(20, 20)), torch.randn(3, 20))
