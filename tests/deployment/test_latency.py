@@ -18,6 +18,7 @@ from sparsebench.deployment import latency as latency_module
 from sparsebench.deployment.latency import LatencySettings, measure_latency, measure_runs, take_turns
 from sparsebench.deployment.networks import FinishedNetwork, finished_network
 from sparsebench.errors import SparsebenchError
+from sparsebench.inference.choices import Choices
 from sparsebench.records.locking import locked
 from sparsebench.records.query import query
 from sparsebench.records.run_folder import RunFolder
@@ -65,7 +66,7 @@ def test_every_network_is_measured_and_stands_in_the_table(results: Path) -> Non
         assert record.latency_ms <= record.median_latency_ms
         assert record.dense_latency_ms <= record.median_dense_latency_ms
         assert record.rounds >= 5
-        assert record.layers == 2
+        assert record.layers == 4  # linear layers and convolutions
         assert record.environment["torch"] == torch.__version__
 
 
@@ -143,7 +144,7 @@ class Sleeper(nn.Module):
 def test_the_time_of_one_batch_is_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     def compiled(model: nn.Module, example: object) -> nn.Module:
         faster = Sleeper(0.002)
-        vars(faster)["sparse_choices"] = ()
+        vars(faster)["sparse_choices"] = Choices()
         return faster
 
     monkeypatch.setattr(latency_module, "compile_sparse", compiled)

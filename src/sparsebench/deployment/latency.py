@@ -142,6 +142,7 @@ def measure_latency(network: FinishedNetwork, settings: LatencySettings, weights
         compiled = compile_sparse(network.model, use)
         times = take_turns({"dense": lambda: use(network.model), "sparse": lambda: use(compiled)}, settings.seconds)
     choices: Any = compiled.sparse_choices
+    runs_sparse = choices.layers()
     return LatencyRecord(
         weights_sha256=weights_sha256,
         batch=settings.batch,
@@ -151,8 +152,8 @@ def measure_latency(network: FinishedNetwork, settings: LatencySettings, weights
         median_latency_ms=1e3 * median(times["sparse"]),
         dense_latency_ms=1e3 * min(times["dense"]),
         median_dense_latency_ms=1e3 * median(times["dense"]),
-        sparse_layers=sum(choice.sparse for choice in choices),
-        layers=len(choices),
+        sparse_layers=sum(runs_sparse.values()),
+        layers=len(runs_sparse),
         environment=_environment(),
     )
 

@@ -76,6 +76,23 @@ class Choices(tuple[LayerChoice, ...]):
         fc     sparse    1,000     0.900     0.500      0.100  1x10
     """
 
+    def layers(self) -> dict[str, bool]:
+        """By the name of each layer, whether it runs sparse, by itself or in a chain.
+
+        Example:
+            >>> from sparsebench.inference.choices import Choices, LayerChoice
+            >>> alone = LayerChoice("fc", False, 1000, 0.9, ((1, 10),), 0.5, 0.6, "")
+            >>> Choices([alone, alone._replace(name="fc + relu", sparse=True)]).layers()
+            {'fc': True}
+        """
+        found: dict[str, bool] = {}
+        for choice in self:
+            # Chains come after the layers, and name what is between them too.
+            parts = choice.name.split(" + ")
+            for name in parts if len(parts) == 1 else found.keys() & set(parts):
+                found[name] = found.get(name, False) or choice.sparse
+        return found
+
     def __str__(self) -> str:
         rows = [("layer", "runs", "weights", "sparsity", "dense ms", "sparse ms", "input")]
         for choice in self:
