@@ -1,13 +1,25 @@
 """Runs the examples of README and CONTRIBUTING as tests; those in docstrings are run by pytest itself."""
 
 import os
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
+
+
+@pytest.fixture(scope="session", autouse=True)
+def process_as_it_is() -> Iterator[None]:
+    """Commands that are called in the tests' own process set nothing up there: the allocator would keep what it is told."""
+    from sparsebench.training import start_up
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start_up, "set_up_process", lambda: None)
+        yield
 
 
 def enter_folder(namespace: dict[str, Any]) -> None:

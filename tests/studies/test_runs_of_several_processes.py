@@ -211,7 +211,7 @@ def test_slurm_jobs_and_ray_tasks_train_in_as_many_processes(launched: Path, tmp
     jobs = SlurmJobs(jobs=1, cluster="debug", processes_per_run=2)
     assert outcomes_of(jobs, tmp_path, [CONFIG])[CONFIG.run_id].status == "finished"
     assert weights(tmp_path) == weights(launched)
-    outcome, files = ray_tasks._train(CONFIG.model_dump(mode="json"), {}, None, 2)
+    outcome, files = ray_tasks._train(CONFIG.model_dump(mode="json"), {}, None, 2, None)
     assert outcome.status == "finished"
     assert files["model.safetensors"] == RunFolder.of(launched, CONFIG.run_id).model_path.read_bytes()
 
