@@ -65,8 +65,8 @@ def test_jobs_that_are_killed_are_submitted_again(
     submitted: list[Any] = []
     submit = SlurmJobs._submit
 
-    def killing(self: SlurmJobs, configs: list[RunConfig], directory: Path) -> list[Any]:
-        jobs = submit(self, configs, directory)
+    def killing(self: SlurmJobs, configs: list[RunConfig], directory: Path, pauses: Any) -> list[Any]:
+        jobs = submit(self, configs, directory, pauses)
         submitted.append(jobs)
         if len(submitted) == 1:
             for job in jobs:
