@@ -25,6 +25,11 @@ _OPERATORS_IN_PLACE = {
 _SUMS, _SUMS_IN_PLACE = (operator.add, torch.add, "add"), (operator.iadd, "add_")
 
 
+# Of what wraps a layer: the layer's own, for code that reads them.
+_WEIGHT = property(lambda wrapper: wrapper.layer.weight)
+_BIAS = property(lambda wrapper: wrapper.layer.bias)
+
+
 class Added(nn.Module):
     """A convolution and the sum of what it gives with something else.
 
@@ -43,15 +48,7 @@ class Added(nn.Module):
         super().__init__()
         self.layer = layer
 
-    @property
-    def weight(self) -> Tensor:
-        """The layer's, for code that reads it."""
-        return cast(Tensor, self.layer.weight)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The layer's."""
-        return cast("Tensor | None", self.layer.bias)
+    weight, bias = _WEIGHT, _BIAS
 
     def forward(self, x: Tensor, added: Any) -> Tensor:
         """The layer's output plus `added`, a tensor or a number."""
@@ -79,15 +76,7 @@ class Rectified(nn.Module):
         super().__init__()
         self.layer = layer
 
-    @property
-    def weight(self) -> Tensor:
-        """The layer's, for code that reads it."""
-        return cast(Tensor, self.layer.weight)
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The layer's."""
-        return cast("Tensor | None", self.layer.bias)
+    weight, bias = _WEIGHT, _BIAS
 
     def forward(self, *inputs: Any) -> Tensor:
         """The layer's output without what is negative."""
