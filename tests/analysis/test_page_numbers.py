@@ -32,8 +32,7 @@ def noisy(seed):
     return 0.7 * math.sin(12.9898 * seed)
 
 
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def noisy_records():
     records = []
     for number, record in enumerate(small_study()):
         points = tuple(
@@ -49,7 +48,12 @@ def study(tmp_path_factory):
         )
         times = {"seconds": 10.0 + 0.3 * number, "peak_memory_bytes": 2**20 + 1000 * number, "processor_seconds": 9.0 + number}
         records.append(with_histograms(record.model_copy(update={"points": points} | times)))
-    return write(tmp_path_factory.mktemp("study"), records, SPARSITIES)
+    return records
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("study"), noisy_records(), SPARSITIES)
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +61,10 @@ def page(study):
     return Page(render_page(study))
 
 
-def best(study):
+def best(study, sparsities=SPARSITIES):
     """The chosen points by method and sparsity."""
     found = {}
-    for sparsity in SPARSITIES:
+    for sparsity in sparsities:
         rows = query(
             study,
             f"with points as ({POINTS}), "
@@ -109,6 +113,18 @@ def test_best_values_and_their_intervals(study, page):
         means = {method: row.test for (method, at), row in chosen.items() if at == asked}
         stars = [method for method in means if table[method][heads.index(asked)].startswith("★")]
         assert stars == ([max(means, key=means.get)] if means else [])
+
+
+def test_areas_under_the_curves(tmp_path):
+    """The mean height of the curve of each seed, on an axis that is even in the logarithm of the weights kept."""
+    study = write(tmp_path, noisy_records(), (0.8, 0.9))
+    table = dict(Page(render_page(study)).tables["Area under the trade-off curve"][1:])
+    chosen = best(study, (0.8, 0.9))
+    for method in ("magnitude", "random", "variational-dropout"):
+        curves = [values(study, chosen[method, sparsity]) for sparsity in ("80 %", "90 %")]
+        # One trapezium, divided by its width, is the mean of its heights, wherever its ends are.
+        each = [(curves[0][seed] + curves[1][seed]) / 2 for seed in curves[0]]
+        assert table[method] == with_interval(np.mean(each), np.std(each, ddof=1), len(each))
 
 
 def test_the_settings_behind_the_values(study, page):

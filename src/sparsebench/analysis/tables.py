@@ -196,7 +196,8 @@ def costs(data: StudyData) -> list[Cost]:
             Cost(
                 method=method,
                 runs=f"{len(runs):,}",
-                failed=f"{int((failed == method).sum()):,}",
+                # Folders of runs that failed are not passed on with the tables.
+                failed=NOTHING if data.tables_alone else f"{int((failed == method).sum()):,}",
                 configurations=f"{runs['configuration'].nunique():,}",
                 points=f"{len(points):,}",
                 seeds=_or_nothing(spread, runs.groupby("configuration")["seed"].nunique()),
