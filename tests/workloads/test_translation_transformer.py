@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from sparsebench.accounting import report
 from sparsebench.errors import SparsebenchError
@@ -13,7 +16,7 @@ from sparsebench.sparsifiers.registry import METHODS
 from sparsebench.training.config import goes_on
 from sparsebench.workloads.translation.decoding import greedy
 from sparsebench.workloads.translation.tokens import BEGIN, END, PADDING
-from sparsebench.workloads.translation.transformer import SIZES, Size, Transformer, sinusoidal_positions
+from sparsebench.workloads.translation.transformer import SIZES, Size, Transformer, attend, sinusoidal_positions
 
 needs_transformers = pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed")
 
@@ -353,3 +356,21 @@ def test_network_of_another_size_is_refused_in_one_line() -> None:
         with pytest.raises(SparsebenchError, match=message) as caught:
             network().load_state_dict(other.state_dict())
         assert "\n" not in str(caught.value)
+
+
+@given(seed=st.integers(0, 10**6), sentences=st.integers(1, 12), positions=st.integers(1, 12), masked=st.booleans())
+def test_attention_is_torchs_by_whichever_way_it_is_computed(seed: int, sentences: int, positions: int, masked: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    query, keys, values = (torch.randn(sentences, 2, size, 4, generator=generator) for size in (positions, 5, 5))
+    mask = torch.rand(sentences, 1, positions, 5, generator=generator) < 0.7
+    mask[..., 0] = True
+    given_mask = mask if masked else None
+    expected = F.scaled_dot_product_attention(query, keys, values, given_mask)
+    torch.testing.assert_close(attend(query, keys, values, given_mask, 0.0, False), expected)
+
+
+def test_causal_attention_and_dropout_are_torchs() -> None:
+    query, keys, values = (torch.randn(9, 2, 5, 4) for _ in range(3))
+    expected = F.scaled_dot_product_attention(query, keys, values, is_causal=True)
+    torch.testing.assert_close(attend(query, keys, values, None, 0.0, True), expected)
+    assert not attend(query, keys, values, None, 1.0, False).any()

@@ -99,9 +99,9 @@ def beam_search(
     for length in range(1, max_length + 1):
         logits, cache = model.decode(hypotheses[:, :, -1].reshape(-1, 1), memory, cache)
         # Of every hypothesis its best continuations: among those are the best of all.
-        allowed = _allowed(logits[:, -1])
-        likely, candidates = allowed.topk(min(2 * beam, allowed.shape[-1]))
-        continued = (likely - allowed.logsumexp(-1, keepdim=True)).view(len(rows), beam, -1) + log_p.unsqueeze(2)
+        continuations = _allowed(logits[:, -1]).log_softmax(-1)
+        likely, candidates = continuations.topk(min(2 * beam, continuations.shape[-1]))
+        continued = likely.view(len(rows), beam, -1) + log_p.unsqueeze(2)
         top, places = continued.flatten(1).topk(min(2 * beam, continued[0].numel()))
         parents, tokens = places // likely.shape[-1], candidates.view(len(rows), -1).gather(1, places)
         ends = tokens == END

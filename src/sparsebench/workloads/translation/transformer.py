@@ -8,16 +8,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.fx
 from torch import nn
 from torch.nn import functional as F
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.workloads.translation.tokens import PADDING
 
-__all__ = ["SIZES", "Attention", "DecoderCache", "KeysValues", "Memory", "Size", "Transformer", "sinusoidal_positions"]
+__all__ = ["SIZES", "Attention", "DecoderCache", "KeysValues", "Memory", "Size", "Transformer", "attend", "sinusoidal_positions"]
 
 # Positions are computed once for so many, and again, twice as far, when a longer text comes.
 FIRST_POSITIONS = 256
+# Where so few positions of so many sentences read, two plain products are faster than torch's attention on CPUs.
+FEW_POSITIONS, MANY_SENTENCES = 8, 8
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,35 @@ def sinusoidal_positions(count: int, width: int) -> torch.Tensor:
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
+def attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, dropout: float, causal: bool
+) -> torch.Tensor:
+    """Scaled dot product attention (Vaswani et al. 2017, eq. 1), by torch's kernel or, in decoding, by two plain products.
+
+    Args:
+        query: [sentences, heads, positions, width of a head].
+        keys: [sentences, heads, positions read, width of a head].
+        values: Like `keys`.
+        mask: Bool, broadcast to [sentences, heads, positions, positions read], True where reading is allowed; None for all.
+        dropout: Probability of dropping an attention weight.
+        causal: Position i reads the first i + 1 only.
+
+    Returns:
+        Like `query`.
+    """
+    plain = not causal and dropout == 0.0 and query.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not plain or query.shape[2] > FEW_POSITIONS or query.shape[0] < MANY_SENTENCES:
+        return F.scaled_dot_product_attention(query, keys, values, mask, dropout, is_causal=causal)
+    scores = torch.matmul(query / math.sqrt(query.shape[3]), keys.transpose(2, 3))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return torch.matmul(scores.softmax(3), values)
+
+
+# Whether positions are few is known where a network runs, not where its code is traced.
+torch.fx.wrap("attend")
+
+
 class Attention(nn.Module):
     """Multi-head attention with four separate projections (Vaswani et al. 2017, section 3.2.2)."""
 
@@ -123,7 +155,7 @@ class Attention(nn.Module):
         keys, values = read
         # All positions of all rows of a sentence read the same: one attention, whose keys and values are there once.
         query = self._split(self.query(states).reshape(keys.shape[0], -1, states.shape[-1]))
-        mixed = F.scaled_dot_product_attention(query, keys, values, mask, dropout, is_causal=causal)
+        mixed = attend(query, keys, values, mask, dropout, causal)
         combined: torch.Tensor = self.output(mixed.transpose(1, 2).reshape(states.shape))
         return combined
 
