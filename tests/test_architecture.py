@@ -29,11 +29,13 @@ ALLOWED: dict[str, set[str]] = {
     "studies": BASE | {"atomic", "sparsifiers", "workloads", "records", "training"},
     "terminal": {"errors", "records", "analysis", "training", "studies"},
     "environment_options": set(),
-    "execution_options": {"errors", "records", "studies"},
+    "assignments": {"errors"},
+    "execution_options": {"errors", "assignments", "records", "studies"},
     "study_commands": {
         "errors",
         "terminal",
         "environment_options",
+        "assignments",
         "execution_options",
         "records",
         "analysis",
@@ -45,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     | {
         "terminal",
         "environment_options",
+        "assignments",
         "study_commands",
         "network_commands",
         "storage",

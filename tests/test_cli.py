@@ -401,3 +401,11 @@ def test_program_itself_is_quiet_and_meets_a_full_disk_in_a_line(tmp_path: Path)
     assert "\x1b" not in done.stdout
     assert f"files: {folder}\n" in done.stdout
     assert json.loads((folder / "result.json").read_bytes())["steps"] == 5
+
+
+def test_settings_of_a_study_are_changed_on_the_command_line(ask: Ask, study: Path) -> None:
+    assert ask("study", "run", study, "--set", "steps=3", "--only", "method=dense", "--out", "out").status == 0
+    assert {json.loads(path.read_text())["recipe"]["steps"] for path in Path("out/runs").glob("*/config.json")} == {3}
+    assert "--set steps=3" in json.loads(Path("out/study.json").read_text())["command"]
+    is_mistake(ask("study", "plan", study, "--set", "steps", "--out", "out"), "--set 'steps'", "expected NAME=VALUE")
+    is_mistake(ask("study", "plan", study, "--set", "stepps=3", "--out", "out"), "unknown setting 'stepps'")

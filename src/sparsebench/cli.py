@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from sparsebench import network_commands, study_commands, terminal
+from sparsebench.assignments import parse_assignments, parse_value
 from sparsebench.environment_options import Data, Device
 from sparsebench.errors import SparsebenchError
 
@@ -94,13 +94,9 @@ def train(
 
     given: dict[str, Any] = {"sparsity": sparsity, "penalty": penalty, "begin": begin, "end": end, "frequency": frequency}
     given = {name: value for name, value in given.items() if value is not None}
-    for pair in set_ or []:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise SparsebenchError(f"--set {pair!r}: expected NAME=VALUE, such as --set learning_rate=0.001")
-        given[name.strip()] = _parse_value(text)
+    given |= parse_assignments(set_ or [], "--set", "learning_rate=0.001")
     if steps is not None:
-        given["steps"] = _parse_value(steps)
+        given["steps"] = parse_value(steps)
     known = method_parameters(METHODS.get(method))
     settings = {name: value for name, value in given.items() if name in Recipe.model_fields and name not in known}
     parameters = {name: value for name, value in given.items() if name not in settings}
@@ -353,11 +349,3 @@ def main() -> None:
     if status == INTERRUPTED:
         terminal.say_error("interrupted; the same command goes on from the last checkpoint")
     sys.exit(status)
-
-
-def _parse_value(text: str) -> Any:
-    """A value as YAML would read it; a text where it is no YAML, such as the layer pattern *.weight."""
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):
-        return text

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sparsebench.assignments import parse_assignments
 from sparsebench.errors import SparsebenchError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def make_executor(
         cluster = next((known for known in CLUSTERS if known == slurm_cluster), None)
         if cluster is None:
             raise SparsebenchError(f"--slurm-cluster {slurm_cluster!r}: expected one of {', '.join(CLUSTERS)}")
-        settings = dict(_setting(text) for text in slurm_settings)
+        settings = parse_assignments(slurm_settings, "--slurm-set", "timeout_min=240")
         return SlurmJobs(slurm, checkpoint_seconds, run_timeout, settings, cluster, processes_per_run=processes_per_run)
     if ray is not None:
         from sparsebench.studies.executors.ray_tasks import RayTasks
@@ -88,15 +89,3 @@ def make_executor(
     from sparsebench.studies.executors.local import LocalProcesses
 
     return LocalProcesses(workers, checkpoint_seconds, run_timeout, claims, processes_per_run)
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    import yaml
-
-    name, separator, value = text.partition("=")
-    if not separator or not name.isidentifier():
-        raise SparsebenchError(f"--slurm-set {text!r}: expected NAME=VALUE, such as timeout_min=240")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SparsebenchError(f"--slurm-set {text!r}: {value!r} is no value") from error

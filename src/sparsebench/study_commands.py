@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sparsebench import terminal
+from sparsebench.assignments import parse_assignments
 from sparsebench.environment_options import Data, Device
 from sparsebench.execution_options import Gpus, Ray, Slurm, SlurmCluster, SlurmSettings, make_executor
 
@@ -20,6 +22,10 @@ app = typer.Typer(help="Studies: many runs from one file.", no_args_is_help=True
 
 StudyName = Annotated[str, typer.Argument(help="Path of a study file, or a name from `sparsebench list studies`.")]
 WorkloadName = Annotated[str | None, typer.Option("--workload", help="This workload alone, whatever the study's file says.")]
+StudySettings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Another setting of the recipe, for all methods; repeatable."),
+]
 StudyOut = Annotated[Path | None, typer.Option("--out", help="Results folder; runs/NAME where left out.")]
 Only = Annotated[
     list[str] | None,
@@ -34,6 +40,7 @@ Shard = Annotated[
 def study_plan(
     study: StudyName,
     workload: WorkloadName = None,
+    set_: StudySettings = None,
     data: Data = None,
     out: StudyOut = None,
     only: Only = None,
@@ -63,13 +70,14 @@ def study_plan(
     from sparsebench.studies.study_runs import StudyRuns
 
     selection = Selection(tuple(only or ()), shard, limit)
-    for one, directory in _each_with_folder(study, workload, out):
+    for one, directory in _each_with_folder(study, workload, set_ or [], out):
         runs = StudyRuns(one, directory, plan_runs(one))
         while runs.plan_further():
             pass
         selection.check(runs.planned, complete=not runs.unplanned and not runs.unproposed)
         chosen = selection.of_folder(selection.choose(runs.planned), directory)
-        samples = sample_runs(chosen) if calibrate else {}
+        with terminal.counting(f"calibrating {one.name}", "shortened runs") as counter:
+            samples = sample_runs(chosen, counter.at) if calibrate else {}
         forecasts = forecast_runs(chosen, directory, samples)
         unplanned = runs.unplanned
         if selection == EVERYTHING:
@@ -84,6 +92,7 @@ def study_plan(
 def study_run(
     study: StudyName,
     workload: WorkloadName = None,
+    set_: StudySettings = None,
     data: Data = None,
     out: StudyOut = None,
     workers: Annotated[
@@ -137,7 +146,7 @@ def study_run(
         gpus=gpus,
     )
     failed = False
-    chosen = _each_with_folder(study, workload, out)
+    chosen = _each_with_folder(study, workload, set_ or [], out)
     for later, _ in chosen[1:]:
         plan_runs(later)  # what is wrong with it must be known before the first one is run
     for one, directory in chosen:
@@ -180,9 +189,10 @@ def study_watch(
     terminal.show_snapshots(islice(snapshots, 1) if once else snapshots)
 
 
-def _each_with_folder(study: str, workload: str | None, out: Path | None) -> list[tuple[Study, Path]]:
+def _each_with_folder(study: str, workload: str | None, settings: Sequence[str], out: Path | None) -> list[tuple[Study, Path]]:
     """A study of each workload, and its results folder."""
-    from sparsebench.studies.study_file import each_workload, read_study
+    from sparsebench.studies.study_file import each_workload, read_study, with_settings
 
-    chosen = each_workload(read_study(study), workload)
+    changed = with_settings(read_study(study), parse_assignments(settings, "--set", "steps=1000"))
+    chosen = each_workload(changed, workload)
     return [(one, Path("runs") / one.name if out is None else out if len(chosen) == 1 else out / one.name) for one in chosen]

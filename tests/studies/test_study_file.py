@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import textwrap
 from pathlib import Path
 
@@ -8,9 +9,17 @@ import pytest
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.studies.plan import describe_methods, plan_runs
-from sparsebench.studies.study_file import Study, each_workload, read_study, shipped_studies
+from sparsebench.studies.study_file import Study, each_workload, read_study, shipped_studies, with_settings
 from sparsebench.training.config import RunConfig
 
+STUDY_WITH_SETTINGS = """
+study: changed
+workload: digits
+seeds: 1
+settings: {}
+methods:
+  dense: {{}}
+"""
 COMPLETE = """\
 study: mine
 description: Two methods.
@@ -266,3 +275,18 @@ def test_gale2019_on_digits_is_frozen() -> None:
     assert len(configs) == 2 + 4 * 7 * 18 * 2 + 6 * 2 * 8 * 2 + 5 * 2 * 8 * 2
     ids = " ".join(sorted(config.run_id for config in configs))
     assert hashlib.sha256(ids.encode()).hexdigest()[:16] == "a2c11289d3e20bf5"
+
+
+def test_settings_of_the_command_line_replace_those_of_the_file(tmp_path: Path) -> None:
+    """The same runs as of a file that says so; and the folder tells the command that made it."""
+    text = STUDY_WITH_SETTINGS.format("{label_smoothing: [0.0, 0.1], steps: 20}")
+    (tmp_path / "study.yaml").write_text(text)
+    (tmp_path / "changed.yaml").write_text(STUDY_WITH_SETTINGS.format("{label_smoothing: 0.2, steps: 20, threads: 2}"))
+    changed = with_settings(read_study(str(tmp_path / "study.yaml")), {"label_smoothing": 0.2, "threads": 2})
+    assert plan_runs(changed) == plan_runs(read_study(str(tmp_path / "changed.yaml")))
+    assert changed.arguments == (str(tmp_path / "study.yaml"), "--set", "label_smoothing=0.2", "--set", "threads=2")
+
+
+def test_settings_of_the_command_line_are_those_of_a_recipe() -> None:
+    with pytest.raises(SparsebenchError, match=re.escape("unknown setting 'stepps' (did you mean 'steps'?)")):
+        with_settings(read_study("quickstart"), {"stepps": 3})

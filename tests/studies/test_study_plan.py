@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from sparsebench import cli
 from sparsebench.records.run_folder import RunFolder
@@ -18,6 +20,8 @@ from sparsebench.studies.sample_runs import Sample, kind_of, sample_runs, shorte
 from sparsebench.studies.study_file import read_study
 from sparsebench.training.config import RunConfig, build_sparsifier, resolve
 from sparsebench.training.run import train
+from sparsebench.workloads.registry import WORKLOADS
+from sparsebench.workloads.workload import Split, Workload
 
 STUDY = """
 study: tiny
@@ -84,6 +88,23 @@ def test_each_kind_is_sampled_at_its_ends(runs: list[RunConfig]) -> None:
         "magnitude": [0.5, 0.9],
         "l0": [None],
     }
+
+
+def test_evaluations_are_counted_in_every_sample_but_made_once(runs: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten points of the training curve and the last one, in each of four shortened runs and one that is thrown away."""
+    workload, made, told = WORKLOADS.get("digits"), [], []
+    evaluate = type(workload).evaluate
+
+    def slowly(self: Workload, model: nn.Module, split: Split) -> dict[str, float]:
+        made.append(split)
+        time.sleep(0.1)
+        return evaluate(self, model, split)
+
+    monkeypatch.setattr(type(workload), "evaluate", slowly)
+    samples = sample_runs(runs, lambda done, todo: told.append((done, todo)))
+    assert made == ["validation", "test"]
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert all(1.2 <= sample.other_seconds < 12 for found in samples.values() for sample in found)
 
 
 def test_kind_that_diverges_at_once_is_not_measured() -> None:

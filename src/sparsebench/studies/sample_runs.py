@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.sparsifiers.registry import METHODS
 from sparsebench.training.config import RunConfig, step_parameters
-from sparsebench.training.run import train
+from sparsebench.training.run import train_claimed
+from sparsebench.workloads.registry import WORKLOADS
+from sparsebench.workloads.workload import Split, Workload
 
-__all__ = ["Kind", "Sample", "kind_of", "sample_runs", "shortened"]
+__all__ = ["Kind", "Observer", "Sample", "kind_of", "sample_runs", "shortened"]
 
 FEWEST_STEPS, MOST_STEPS = 10, 40  # training curves have ten points, each with an evaluation
 SAMPLE_SECONDS = 2.0  # of training steps
 
 Kind = tuple[str, str, int, int]
+Observer = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,15 @@ def kind_of(config: RunConfig) -> Kind:
     return config.workload, config.method, config.recipe.batch_size, config.recipe.threads
 
 
-def sample_runs(configs: Iterable[RunConfig]) -> Mapping[Kind, tuple[Sample, ...]]:
+def sample_runs(configs: Iterable[RunConfig], observe: Observer | None = None) -> Mapping[Kind, tuple[Sample, ...]]:
     """Train a shortened run of each kind, at its lowest and at its highest sparsity, in this process.
+
+    Each split of a workload is evaluated once, and counted as long in the other runs. After so few steps a network may be slower
+    to evaluate than a finished one: translations end late.
 
     Args:
         configs: The runs that are asked about.
+        observe: Called after each shortened run: how many are done, and how many there are.
 
     Returns:
         For each kind what was measured, in order of the sparsity. Nothing for a kind whose runs fail when they are shortened, or
@@ -63,28 +73,64 @@ def sample_runs(configs: Iterable[RunConfig]) -> Mapping[Kind, tuple[Sample, ...
         found.setdefault(sparsity, config)
         if len(found) > 2:
             del found[sorted(found)[1]]
+    done, todo = 0, sum(map(len, ends.values()))
     steps: dict[str, int] = {}
+    workloads: dict[str, _EvaluatedOnce] = {}
     samples: dict[Kind, tuple[Sample, ...]] = {}
     for kind, found in ends.items():
-        workload = kind[0]
-        if workload not in steps:
-            # The first run of a workload loads what later ones share: it only says how long a step takes.
-            first = _sample(next(iter(found.values())), FEWEST_STEPS)
-            steps[workload] = FEWEST_STEPS if first is None else round(SAMPLE_SECONDS / first.step_seconds)
-        number = min(max(steps[workload], FEWEST_STEPS), MOST_STEPS)
-        samples[kind] = tuple(run for run in (_sample(found[sparsity], number) for sparsity in sorted(found)) if run is not None)
+        name, measured = kind[0], []
+        for config in (found[sparsity] for sparsity in sorted(found)):
+            if name not in workloads:
+                workloads[name] = _EvaluatedOnce(WORKLOADS.get(name))
+                # The first run of a workload loads what later ones share: it only says how long a step takes.
+                first = _sample(config, FEWEST_STEPS, workloads[name])
+                number = FEWEST_STEPS if first is None else round(SAMPLE_SECONDS / first.step_seconds)
+                steps[name] = min(max(number, FEWEST_STEPS), MOST_STEPS)
+            measured.append(_sample(config, steps[name], workloads[name]))
+            done += 1
+            if observe is not None:
+                observe(done, todo)
+        samples[kind] = tuple(sample for sample in measured if sample is not None)
     return samples
 
 
-def _sample(config: RunConfig, steps: int) -> Sample | None:
+class _EvaluatedOnce:
+    """A workload that answers with the first evaluation of a split from then on, and knows what all of them would have taken.
+
+    Attributes:
+        seconds: What the evaluations would have taken that were asked for.
+        spent: What they took.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._known: dict[Split, tuple[dict[str, float], float]] = {}
+        self.seconds = self.spent = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._workload, name)
+
+    def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
+        """Metrics of the split, of the first network that was evaluated."""
+        begun = time.perf_counter()
+        if split not in self._known:
+            metrics = self._workload.evaluate(model, split)
+            self._known[split] = metrics, time.perf_counter() - begun
+        self.spent += time.perf_counter() - begun
+        self.seconds += self._known[split][1]
+        return self._known[split][0]
+
+
+def _sample(config: RunConfig, steps: int, workload: _EvaluatedOnce) -> Sample | None:
+    workload.seconds = workload.spent = 0.0
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary) / "run")
         begun = time.perf_counter()
         try:
-            record = train(shortened(config, steps), folder)
+            record = train_claimed(shortened(config, steps), folder, workload=cast(Workload, workload))
         except SparsebenchError:
             return None
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - begun - workload.spent + workload.seconds
         return Sample(
             target_sparsity=config.target_sparsity,
             step_seconds=record.seconds / record.steps,

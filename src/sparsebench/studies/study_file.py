@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,8 +14,9 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.registry import nearest
 from sparsebench.studies.fields import Fields, compose
 from sparsebench.studies.search.settings import SearchSettings, read_search
+from sparsebench.training.config import check_setting_names
 
-__all__ = ["GRID", "MethodGrid", "Stage", "Study", "each_workload", "read_study", "shipped_studies"]
+__all__ = ["GRID", "MethodGrid", "Stage", "Study", "each_workload", "read_study", "shipped_studies", "with_settings"]
 
 GRID = "grid"
 """The name of a study's first stage, the runs of its `methods`."""
@@ -190,6 +192,25 @@ def each_workload(study: Study, workload: str | None = None) -> list[Study]:
         )
         for name in chosen
     ]
+
+
+def with_settings(study: Study, settings: Mapping[str, Any]) -> Study:
+    """A study with further changes to the recipe for all methods, which replace those of its file.
+
+    Args:
+        study: The study.
+        settings: A value, or a list of alternatives, for each field of the recipe.
+
+    Raises:
+        SparsebenchError: There is no such field.
+
+    Example:
+        >>> with_settings(read_study("quickstart"), {"steps": 100}).settings["steps"]
+        100
+    """
+    check_setting_names(settings)
+    told = (argument for name, value in settings.items() for argument in ("--set", f"{name}={json.dumps(value)}"))
+    return replace(study, settings={**study.settings, **settings}, arguments=(*study.arguments, *told))
 
 
 def _parse(text: str, source: str, asked: str) -> Study:

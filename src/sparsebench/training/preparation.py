@@ -24,7 +24,6 @@ from sparsebench.training.loop import TrainingState
 from sparsebench.training.memory import PeakMemory
 from sparsebench.training.parent import inherit
 from sparsebench.training.warm_up import warm_up
-from sparsebench.workloads.registry import WORKLOADS
 from sparsebench.workloads.workload import DataNote, NotesData, Recipe, Workload
 
 __all__ = ["Training", "prepare_training"]
@@ -61,13 +60,18 @@ class Training:
     data_notes: tuple[DataNote, ...]
 
 
-def prepare_training(config: RunConfig, folder: RunFolder, where: Devices) -> Training:
+def prepare_training(config: RunConfig, folder: RunFolder, where: Devices, workload: Workload) -> Training:
     """Build what a configuration describes, and go on where its folder's checkpoint is.
+
+    Args:
+        config: The configuration.
+        folder: The run's.
+        where: The devices.
+        workload: The configuration's.
 
     Raises:
         SparsebenchError: Data or a parent run are missing, or the checkpoint is damaged.
     """
-    workload = WORKLOADS.get(config.workload)
     warm_up()
     workload.batch(config.seed, 0, config.recipe.batch_size)  # reads the data, which later runs of this process share
     notes = tuple(workload.data_notes()) if isinstance(workload, NotesData) else ()

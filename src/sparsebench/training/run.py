@@ -33,6 +33,7 @@ from sparsebench.training.precision import precision
 from sparsebench.training.preparation import Training, prepare_training
 from sparsebench.training.start_up import settings_in_force
 from sparsebench.workloads.placement import device_of
+from sparsebench.workloads.registry import WORKLOADS
 from sparsebench.workloads.workload import DataNote, NamesHeads, Recipe, SignsScores, Split, Workload
 
 __all__ = ["RunHeldError", "run_folder", "train", "train_claimed", "train_claimed_to"]
@@ -82,9 +83,21 @@ def train(
 
 
 def train_claimed(
-    config: RunConfig, folder: RunFolder, *, checkpoint_seconds: float = 60.0, observe: Observer | None = None
+    config: RunConfig,
+    folder: RunFolder,
+    *,
+    checkpoint_seconds: float = 60.0,
+    observe: Observer | None = None,
+    workload: Workload | None = None,
 ) -> RunRecord:
     """Do what `train` does, for a caller that holds the claim on the folder.
+
+    Args:
+        config: What to train.
+        folder: Where its files go.
+        checkpoint_seconds: Seconds between checkpoints; 0 writes one after every step.
+        observe: Called after every step with the progress.
+        workload: What stands in for the workload that the configuration names; that one where it is left out.
 
     Raises:
         SparsebenchError: The training diverged, or files cannot be written or read.
@@ -95,7 +108,8 @@ def train_claimed(
     if where.is_main:
         folder.create(config.model_dump(mode="json"))
     with _generators_and_threads(config, where):
-        record = where.from_main(_train(config, folder, where, checkpoint_seconds, observe))
+        training = prepare_training(config, folder, where, workload or WORKLOADS.get(config.workload))
+        record = where.from_main(_train(config, folder, where, training, checkpoint_seconds, observe))
     if where.is_main:
         folder.write_result(record)
     return record
@@ -127,7 +141,8 @@ def train_claimed_to(
             folder.checkpoint_path.unlink()
     where.from_main(None)
     with _generators_and_threads(config, where):
-        rung = where.from_main(_train_to(config, folder, where, checkpoint_seconds, observe, step))
+        training = prepare_training(config, folder, where, WORKLOADS.get(config.workload))
+        rung = where.from_main(_train_to(config, folder, training, checkpoint_seconds, observe, step))
     if where.is_main:
         folder.write_rung(rung)
     return rung
@@ -143,9 +158,13 @@ def _finished(config: RunConfig, folder: RunFolder) -> RunRecord:
 
 
 def _train(
-    config: RunConfig, folder: RunFolder, where: Devices, checkpoint_seconds: float, observe: Observer | None
+    config: RunConfig,
+    folder: RunFolder,
+    where: Devices,
+    training: Training,
+    checkpoint_seconds: float,
+    observe: Observer | None,
 ) -> RunRecord:
-    training = prepare_training(config, folder, where)
     workload, model, sparsifier, state = training.workload, training.model, training.sparsifier, training.state
     _go_on(config, folder, training, checkpoint_seconds, observe, config.recipe.steps)
     if state.average.put_into(model) and not METHODS.get(config.method).auxiliary:
@@ -180,9 +199,8 @@ def _train(
 
 
 def _train_to(
-    config: RunConfig, folder: RunFolder, where: Devices, checkpoint_seconds: float, observe: Observer | None, step: int
+    config: RunConfig, folder: RunFolder, training: Training, checkpoint_seconds: float, observe: Observer | None, step: int
 ) -> RungRecord:
-    training = prepare_training(config, folder, where)
     state = training.state
     _go_on(config, folder, training, checkpoint_seconds, observe, step)
     state.save(folder)  # before it is looked at: what is measured here changes nothing of what follows
