@@ -72,6 +72,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import LogLocator, NullLocator
 
     cases = [case for case in record["cases"] if case["section"] == "networks"]
     columns = min(3, len(cases))
@@ -91,6 +92,8 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
             speed = [base / least(values) for values in times.values()]
             axes.plot([f"{100 * float(sparsity):.0f}" for sparsity in times], speed, color=colour, marker=marker, label=name)
         axes.set_yscale("log", base=2)
+        axes.yaxis.set_major_locator(LogLocator(2, subs=(1.0, 1.5)))
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_title(case["title"], fontsize=9)
         axes.set_xlabel("sparsity, %", fontsize=8)

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,27 +130,38 @@ def test_rows_of_another_release_are_not_taken_over(tmp_path: Path) -> None:
     assert query(tmp_path, "select sum(seconds) as s from results")["s"][0] == 4.0
 
 
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is room: disks can take ten minutes to make and delete so many files."""
+    shared = Path("/dev/shm")
+    if shared.is_dir() and shutil.disk_usage(shared).free > 3e9:
+        with tempfile.TemporaryDirectory(dir=shared) as folder:
+            yield Path(folder)
+    else:
+        yield tmp_path
+
+
 @pytest.mark.slow
-def test_hundred_thousand_results_answer_in_two_seconds(tmp_path: Path) -> None:
+def test_hundred_thousand_results_answer_in_two_seconds(roomy: Path) -> None:
     """Six seconds are allowed where two are promised of a quiet machine: other programs make a processor slower."""
     text = record(0, 1, 6, 1.0).model_dump_json()
-    (tmp_path / "runs").mkdir()
+    (roomy / "runs").mkdir()
     for number in range(100_000):
-        folder = tmp_path / "runs" / f"{number:016x}"
+        folder = roomy / "runs" / f"{number:016x}"
         folder.mkdir()
         (folder / "result.json").write_text(text.replace(record(0, 1, 6, 1.0).run_id, f"{number:016x}"))
     begun = time.process_time()
-    open_tables(tmp_path)
+    open_tables(roomy)
     made = time.process_time() - begun
     begun = time.process_time()
-    answer = query(tmp_path, "select count(distinct run_id) as n, avg(value) as v from results where split = 'validation'")
+    answer = query(roomy, "select count(distinct run_id) as n, avg(value) as v from results where split = 'validation'")
     asked = time.process_time() - begun
     assert answer.to_numpy().tolist() == [[100_000, 90.0]]
-    make_folder(tmp_path, 1)
-    write(tmp_path, record(1, 1, 6, 1.0))
+    make_folder(roomy, 1)
+    write(roomy, record(1, 1, 6, 1.0))
     begun = time.process_time()
-    open_tables(tmp_path)
+    open_tables(roomy)
     updated = time.process_time() - begun
-    shutil.rmtree(tmp_path / "runs")  # later tests need not remove so many files
+    shutil.rmtree(roomy / "runs")  # later tests need not remove so many files
     assert asked < 6.0
     assert updated < made / 4
