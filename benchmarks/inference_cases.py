@@ -143,16 +143,21 @@ def _image_network(name: str, size: int, classes: int) -> Callable[[], nn.Module
 
 NETWORK_CASES = [
     Case("MLP 784-300-100-10, batch 128", NETWORKS["mlp"].build, lambda: (torch.randn(128, 784),)),
+    Case("MLP 784-300-100-10, batch 1", NETWORKS["mlp"].build, lambda: (torch.randn(1, 784),)),
+    Case("digits network, batch 1", DIGITS.build_model, images(1, 8, 1)),
     Case("digits network, batch 128", DIGITS.build_model, images(128, 8, 1)),
     Case("ResNet-20, 32 px, batch 1", _image_network("resnet-20", 32, 10), images(1, 32)),
     Case("ResNet-20, 32 px, batch 128", _image_network("resnet-20", 32, 10), images(128, 32)),
     Case("Transformer base encoder, 1 x 16 tokens", Encoder, lambda: (torch.randint(3, 32_000, (1, 16)),)),
     Case("Transformer base encoder, 16 x 64 tokens", Encoder, lambda: (torch.randint(3, 32_000, (16, 64)),)),
-    Case(
-        "beam-4 decoding, small Transformer, 64 sentences",
-        lambda: Transformer(MULTI30K, SIZES["small"]),
-        lambda: (sentences(64),),
-        use=translate,
+    *(
+        Case(
+            f"beam-4 decoding, small Transformer, {told}",
+            lambda: Transformer(MULTI30K, SIZES["small"]),
+            lambda number=number: (sentences(number),),
+            use=translate,
+        )
+        for number, told in ((1, "1 sentence"), (64, "64 sentences"))
     ),
     Case("EfficientNet-Lite0, 224 px, batch 1", efficientnet_lite.pretrained, images(1, 224)),
     Case("EfficientNet-Lite0, 224 px, batch 16", efficientnet_lite.pretrained, images(16, 224)),

@@ -283,7 +283,7 @@ def test_chains_go_where_the_whole_is_faster_without(monkeypatch):
 @pytest.mark.parametrize("rows", [None, 1, 4])
 def test_chains_take_a_batch_in_parts(monkeypatch, rows):
     asked = [None, 1, 4]
-    monkeypatch.setattr(whole, "take_turns", lambda ways, rounds: [2.0, *(float(one != rows) for one in asked)])
+    monkeypatch.setattr(whole, "take_turns", lambda ways, rounds: [2.0, *(float(one != rows) for one in asked), 3.0])
     layers = [nn.LayerNorm(24), nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 24), nn.Tanh()]
     model, x = pruned(nn.Sequential(*layers)), torch.randn(9, 5, 24)
     compiled = compile_sparse(model, x)
@@ -301,3 +301,32 @@ def test_chains_take_a_batch_in_parts(monkeypatch, rows):
 def test_without_kernels_nothing_is_chained(monkeypatch):
     monkeypatch.setattr(chaining, "load_kernels", lambda: None)
     assert chains_of(compile_sparse(pruned(Stack()), torch.randn(2, 5, 24))) == []
+
+
+class Continued(nn.Module):
+    """Its first call is told by a None inside a tuple, which tracing does not see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(24), nn.Linear(24, 24), nn.Linear(24, 24)
+
+    def forward(self, x, cache):
+        states = self.second(F.relu(self.first(self.norm(x))))
+        return states * 2 if cache[0] is None else states + cache[0]
+
+
+def test_calls_that_a_none_inside_an_argument_tells_apart_run_by_their_own_code():
+    model, x = pruned(Continued()), torch.randn(5, 24)
+    compiled = compile_sparse(model, lambda network: network(x, (network(x, (None,)),)))
+    assert isinstance(vars(compiled)["forward"], ChainedForward)
+    with torch.no_grad():
+        for cache in ((None,), (x,)):
+            torch.testing.assert_close(compiled(x, cache), model(x, cache), rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_are_always_told_apart_so_are_not_chained():
+    model, x = pruned(Continued()), torch.randn(5, 24)
+    compiled = compile_sparse(model, lambda network: network(x, (None,)))
+    assert "forward" not in vars(compiled)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, (None,)), model(x, (None,)), rtol=1e-4, atol=1e-5)

@@ -272,6 +272,18 @@ def test_code_that_tracing_misreads_runs_as_it_is():
     assert isinstance(compiled.layer, SparseLinear)
 
 
+@pytest.mark.usefixtures("all_sparse")
+def test_misread_code_is_found_where_the_example_returns_nothing():
+    model, x = pruned(Undecided()), torch.randn(4, 12)
+
+    def run(network):
+        network(x)
+
+    compiled = compile_sparse(model, run)
+    assert_same(compiled, model, x)
+    assert isinstance(compiled.layer, SparseLinear)
+
+
 class Reader(nn.Module):
     """Reads a weight without calling its layer, calls one layer twice, and reads one result twice."""
 

@@ -159,3 +159,16 @@ def test_examples_that_may_meet(function):
 def test_normalization_by_the_batch():
     assert examples_are_independent(fx.symbolic_trace(nn.Sequential(nn.BatchNorm2d(3))))
     assert not examples_are_independent(fx.symbolic_trace(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False))))
+
+
+def test_code_as_it_was_where_that_is_fastest(monkeypatch):
+    """In a small network the calls that folding adds may cost more than the passes that it saves."""
+    monkeypatch.setattr(whole, "take_turns", lambda ways, rounds: [*(2.0 for _ in ways[1:]), 1.0])
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    x = torch.randn(1, 6)
+    compiled = compile_sparse(model, x)
+    assert type(compiled) is nn.Sequential
+    assert [type(part) for part in compiled] == [nn.Linear, nn.ReLU, nn.Linear]
+    with torch.no_grad():
+        assert torch.equal(compiled(x), model(x))
+    assert [choice.reason for choice in compiled.sparse_choices] == ["no zeros", "no zeros"]

@@ -31,8 +31,8 @@ class ChainedForward:
 
     For all others it is the module's own.
 
-    A kind of call is which arguments are None, True or False: code may decide by these. In training mode the module's own code
-    runs.
+    A kind of call is which arguments are None, True or False: code may decide by these. In training mode, and where there is one
+    of them inside an argument, the module's own code runs.
 
     Args:
         module: The module, which keeps its parts, methods and attributes.
@@ -46,7 +46,8 @@ class ChainedForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes."""
         values = _bound(self._parameters, args, kwargs)
-        network = None if values is None or self.module.training else self.networks.get(_key(values))
+        key = None if values is None or self.module.training else _key(values)
+        network = None if key is None else self.networks.get(key)
         if values is None or network is None:
             return type(self.module).forward(self.module, *args, **kwargs)
         return network.forward(*(value for value in values if not isinstance(value, _CONSTANT)))
@@ -69,8 +70,21 @@ def _bound(parameters: Parameters | None, args: tuple[Any, ...], kwargs: Mapping
     return None if unknown or any(value is inspect.Parameter.empty for value in values) else values
 
 
-def _key(values: Iterable[Any]) -> Key:
+def _key(values: Iterable[Any]) -> Key | None:
+    """What kind of call it is; None where code could decide by more than that, such as a None in a tuple."""
+    values = list(values)
+    if not all(isinstance(value, _CONSTANT) or _is_transparent(value) for value in values):
+        return None
     return tuple(value if isinstance(value, _CONSTANT) else "given" for value in values)
+
+
+def _is_transparent(value: Any) -> bool:
+    """Whether tracing notices that code decides by a value: by a number or a tensor, but not by whether something is None."""
+    if isinstance(value, tuple | list):
+        return all(map(_is_transparent, value))
+    if isinstance(value, Mapping):
+        return all(map(_is_transparent, value.values()))
+    return isinstance(value, Tensor | int | float | str) and not isinstance(value, bool)
 
 
 class _Tracer(fx.Tracer):
@@ -129,8 +143,8 @@ def _calls(model: nn.Module, run: Callable[[nn.Module], Any]) -> dict[nn.Module,
 def _recorder(seen: dict[Key, _Call], parameters: Parameters) -> Callable[..., None]:
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         values = _bound(parameters, args, kwargs)
-        if values is not None:
-            key = _key(values)
+        key = None if values is None else _key(values)
+        if values is not None and key is not None:
             seen[key] = _Call(values, seen[key].times + 1 if key in seen else 1)
 
     return record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from sparsebench.inference.choices import MARGIN, Choices, Inputs, LayerChoice, 
 from sparsebench.inference.compressed_blocks import BLOCK, CompressedBlocks
 from sparsebench.inference.compressed_rows import CompressedRows
 from sparsebench.inference.convolutions import AnyConvolution, SparseConvolution, reason_to_stay_dense
-from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Added, Rectified, fold
+from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Added, Rectified, Traced, fold
 from sparsebench.inference.layers import SparseLinear, Storage
 from sparsebench.inference.native import load_kernels
 from sparsebench.inference.whole import choose_memory_format, fastest_whole, with_replacements
@@ -77,7 +77,8 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             raise SparsebenchError(f"{name} is {parameter.dtype} on {parameter.device}: expected torch.float32 on the CPU")
     with torch.no_grad():
-        compiled = _folded_copy(model, example_input)
+        plain = _copy(model)
+        compiled = _folded(plain, example_input)
         run = partial(_run, example_input=example_input)
         choose_memory_format(compiled, run)
         calls = _calls(compiled, example_input)
@@ -85,8 +86,7 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
         replacements: dict[nn.Module, nn.Module] = {}
         others: dict[nn.Module, SparseLinear] = {}
         for name, module in _candidates(compiled):
-            known_name = ".".join(part for part in name.split(".") if part != TRACED)
-            choice, sparse = _choose(known_name, module, calls.get(name))
+            choice, sparse = _choose(_known_name(name), module, calls.get(name))
             choices.append(choice)
             if choice.sparse and sparse is not None:
                 replacements[module] = sparse
@@ -96,11 +96,11 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
         replaced = with_replacements(compiled, {**replacements, **{module: module for module in others}})
         chains = add_chains(replaced, run, {id(module): sparse for module, sparse in others.items()})
         choices += chains
-        if replacements or chains:
-            whole = fastest_whole(compiled, replaced, run)
-            compiled = whole.network
-            if not whole.is_sparse:
-                choices = [choice._replace(sparse=False, reason=choice.reason or FASTER_DENSE) for choice in choices]
+        is_changed = bool(replacements or chains)
+        whole = fastest_whole(compiled, replaced if is_changed else None, plain, run)
+        compiled = whole.network
+        if is_changed and not whole.is_sparse:
+            choices = [choice._replace(sparse=False, reason=choice.reason or FASTER_DENSE) for choice in choices]
         compiled.requires_grad_(False)
     vars(compiled)["sparse_choices"] = Choices(choices)
     return compiled
@@ -110,17 +110,35 @@ def _copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
-def _folded_copy(model: nn.Module, example_input: Any) -> nn.Module:
-    """A copy with fewer passes; without them, should the example show that tracing misread the code."""
-    plain = _copy(model)
-    expected = _run(plain, example_input)
+def _folded(plain: nn.Module, example_input: Any) -> nn.Module:
+    """A copy with fewer passes; the network itself, should the example show that tracing misread the code of a part."""
     try:
-        folded = fold(_copy(model))
-        torch.testing.assert_close(_run(folded, example_input), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+        folded = fold(_copy(plain))
+        traced = [name for name, module in folded.named_modules() if isinstance(module, Traced)]
+        found = _outputs(folded, traced, example_input)
+        expected = _outputs(plain, [_known_name(name) for name in traced], example_input)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3, equal_nan=True)
     except Exception:
-        # The example itself ran before: whatever fails now is due to the folding.
+        _run(plain, example_input)  # it is the example that fails, if this does
         return plain
     return folded
+
+
+def _known_name(name: str) -> str:
+    """A module's name in the network as it was given."""
+    return ".".join(part for part in name.split(".") if part != TRACED)
+
+
+def _outputs(network: nn.Module, names: Iterable[str], example_input: Any) -> list[Any]:
+    """What some modules give each time that they are called by the example: it may return nothing, or not all."""
+    outputs: list[Any] = []
+    handles = [network.get_submodule(name).register_forward_hook(lambda *call: outputs.append(call[2])) for name in names]
+    try:
+        _run(network, example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
 
 
 def _run(model: nn.Module, example_input: Any) -> Any:

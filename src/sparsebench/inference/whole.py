@@ -69,25 +69,35 @@ def with_replacements(network: nn.Module, replacements: Mapping[nn.Module, nn.Mo
     return copy.deepcopy(network, known)
 
 
-def fastest_whole(network: nn.Module, sparse: nn.Module, run: Run) -> Whole:
-    """The network with sparse layers and chains of them, or without where that is faster.
+def fastest_whole(network: nn.Module, sparse: nn.Module | None, plain: nn.Module, run: Run) -> Whole:
+    """The network with sparse layers and chains of them, without, or as its code was at first: whatever is fastest.
 
-    What is faster by itself need not be so between other layers, which leave other things in the caches. Where examples are
-    independent of each other, and the network was traced, the batch is also tried in parts.
+    What is faster by itself need not be so between other layers, which leave other things in the caches; in a small network the
+    calls that fewer passes save may be fewer than those that make them. Where examples are independent of each other, and the
+    network was traced, the batch is also tried in parts.
 
     Args:
         network: In evaluation mode.
-        sparse: The same with some layers replaced by sparse ones.
+        sparse: The same with some layers replaced by sparse ones; None where none are.
+        plain: The same before its passes were folded; `network` itself where they could not be.
         run: Runs a network on the example.
     """
-    ways: list[Callable[[], Any]] = [partial(run, network), partial(run, sparse)]
-    arrangements = _arrangements(sparse, run)
+    arrangements: list[Arrangement] = []
+    sparse_ways: list[Callable[[], Any]] = []
     if isinstance(sparse, Traced):
-        ways[1:] = [partial(_run_arranged, sparse, arrangement, run) for arrangement in arrangements]
+        arrangements = _arrangements(sparse, run)
+        sparse_ways = [partial(_run_arranged, sparse, arrangement, run) for arrangement in arrangements]
+    elif sparse is not None:
+        sparse_ways = [partial(run, sparse)]
+    ways: list[Callable[[], Any]] = [partial(run, network), *sparse_ways]
+    if plain is not network:
+        ways.append(partial(run, plain))
+    if len(ways) == 1:
+        return Whole(network, False)
     times = take_turns(ways, ROUNDS)
     best = min(range(len(ways)), key=times.__getitem__)
-    if best == 0:
-        return Whole(network, False)
+    if sparse is None or not 0 < best <= len(sparse_ways):
+        return Whole(network if best == 0 else plain, False)
     if isinstance(sparse, Traced):
         sparse.arrangement = arrangements[best - 1]
     return Whole(sparse, True)
@@ -98,14 +108,12 @@ def _run_arranged(network: Traced, arrangement: Arrangement, run: Run) -> Any:
     return run(network)
 
 
-def _arrangements(network: nn.Module, run: Run) -> list[Arrangement]:
+def _arrangements(network: Traced, run: Run) -> list[Arrangement]:
     """Ways to run a traced network that give the same, as it is first."""
     batch = _input(network, run)
-    if batch is None or not isinstance(network, Traced):
-        return [network.arrangement] if isinstance(network, Traced) else []
     found = [network.arrangement]
     # Without pixels, a few rows are too little work for a matrix product.
-    if len(batch.shape) < 3 or not examples_are_independent(network.get_submodule(TRACED)):  # type: ignore[arg-type]
+    if batch is None or len(batch.shape) < 3 or not examples_are_independent(network.get_submodule(TRACED)):  # type: ignore[arg-type]
         return found
     expected = run(network)
     for rows in PARTS:
