@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
         "training",
         "studies",
     },
-    "network_commands": {"terminal", "environment_options", "deployment"},
+    "network_commands": {"terminal", "environment_options", "inference", "deployment"},
     "cli": BASE
     | {
         "terminal",

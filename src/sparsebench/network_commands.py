@@ -31,6 +31,7 @@ def latency(
     import torch
 
     from sparsebench.deployment.latency import LatencySettings, measure_runs
+    from sparsebench.inference import kernel_path
 
     settings = LatencySettings(batch, threads or torch.get_num_threads(), seconds)
     with terminal.counting("latency", "networks") as progress:
@@ -39,7 +40,7 @@ def latency(
         first, *others = (run_id for run_id, its in summary.failed.items() if its == reason)
         more = f" and {len(others):,} more" if others else ""
         terminal.say(f"run {first}{more} could not be measured: {reason}")
-    how = f"batch {batch}, threads {settings.threads}"
+    how = f"batch {batch}, threads {settings.threads}, kernels {kernel_path()}"
     terminal.say(f"{summary.measured:,} networks measured ({how}), {summary.present:,} had been before; results: {directory}")
     if summary.failed:
         raise typer.Exit(1)

@@ -18,6 +18,7 @@ from sparsebench.deployment import latency as latency_module
 from sparsebench.deployment.latency import LatencySettings, measure_latency, measure_runs, take_turns
 from sparsebench.deployment.networks import FinishedNetwork, finished_network
 from sparsebench.errors import SparsebenchError
+from sparsebench.inference import kernel_path
 from sparsebench.inference.choices import Choices
 from sparsebench.records.locking import locked
 from sparsebench.records.query import query
@@ -234,10 +235,11 @@ def test_command(results: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     measure = (results, "--batch", 3, "--threads", 1, "--seconds", 0.01)
     status, out, err = ask(*measure)
     assert (status, err) == (0, "")
-    assert out == f"3 networks measured (batch 3, threads 1), 0 had been before; results: {results}\n"
+    how = f"batch 3, threads 1, kernels {kernel_path()}"
+    assert out == f"3 networks measured ({how}), 0 had been before; results: {results}\n"
     broken = next(path for path in sorted((results / "runs").iterdir()) if path.is_dir())
     (broken / "model.safetensors").unlink()
-    assert ask(*measure)[1].startswith("0 networks measured (batch 3, threads 1), 3 had been before; ")
+    assert ask(*measure)[1].startswith(f"0 networks measured ({how}), 3 had been before; ")
     status, out, _ = ask(*measure, "--again")
     assert status == 1
     assert out.splitlines()[0].startswith(f"run {broken.name} could not be measured: there is no ")

@@ -27,7 +27,9 @@
 #define MOST_COLUMNS 64
 #define ROW_BLOCK 16
 /* Features of a panel take at most so many bytes where more than one vector fits: half of a usual second-level cache. */
+#ifndef PANEL_BYTES
 #define PANEL_BYTES (512 * 1024)
+#endif
 #define ALIGNMENT 64
 /* With blocks, so many columns or fewer are multiplied where they lie. */
 #define FEW_COLUMNS 8
