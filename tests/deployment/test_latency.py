@@ -243,7 +243,7 @@ def test_command(results: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     status, out, _ = ask(*measure, "--again")
     assert status == 1
     assert out.splitlines()[0].startswith(f"run {broken.name} could not be measured: there is no ")
-    assert out.splitlines()[1].startswith("2 networks measured (batch 3, threads 1), 0 had been before; ")
+    assert out.splitlines()[1].startswith(f"2 networks measured ({how}), 0 had been before; ")
     status, _, err = ask(results / "no")
     assert status == 2
     assert err == f"error: no such results folder: {results / 'no'}\n"
