@@ -122,6 +122,21 @@ def test_a_finding_without_the_runs_it_needs_cannot_be_said(tmp_path, lacking, n
     assert reason in found.reasons
 
 
+def test_a_claim_on_which_nothing_is_known_is_not_passed_over(tmp_path):
+    """Neither where no low sparsity was asked about, nor where a method reaches none of those."""
+    working = study(changed(l0=(0.2, 2.0, 3.0)))
+    high = findings(tmp_path / "high", working, [0.9, 0.98])[2]
+    assert high.verdict == "cannot be said here"
+    assert "Nothing here tells whether magnitude and l0 are close." in high.reasons
+    barely = [record for record in working if record.method != "l0" or record.config["parameters"]["sparsity"] == 0.5]
+    first = findings(tmp_path / "barely", barely, [0.9, 0.98])[1]
+    assert first.verdict == "cannot be said here"
+    assert "Nothing here tells whether magnitude pruning matches or beats l0." in first.reasons
+    tickets = [record for record in study(PAPERS) if record.method != "lottery-ticket"]
+    tickets.append(run("lottery-ticket", {"sparsity": 0.3}, 0, point(0.3, 89.0, 89.0, target=0.3)))
+    assert findings(tmp_path / "tickets", tickets)[5].verdict == "cannot be said here"
+
+
 def test_without_dense_or_sparsities_nothing_is_said(tmp_path):
     for records, sparsities in ((study(PAPERS, dense=False), SPARSITIES), (study(PAPERS), ())):
         found = findings(tmp_path / str(len(sparsities)), records, sparsities)

@@ -9,6 +9,7 @@ from sparsebench.analysis.page import render_page
 from sparsebench.analysis.published_curves import published_curves
 from sparsebench.analysis.sparsity_axis import position
 from sparsebench.records.query import query
+from sparsebench.workloads.registry import WORKLOADS
 
 RESNET = "imagenet/resnet50"
 
@@ -38,3 +39,9 @@ def test_other_workloads_and_metrics_have_no_printed_curves(tmp_path):
     assert published_curves("digits", "accuracy") == published_curves(RESNET, "bleu") == ()
     page = Page(render_page(write(tmp_path, [run("l0", {}, 0, point(0.9, 90.0, 91.0))], [0.9])))
     assert "Published values" not in page.tables
+
+
+@pytest.mark.parametrize("name", ["imagenet/resnet-50", "wmt14-ende"])
+def test_printed_curves_are_found_by_the_names_of_our_workloads(name):
+    workload = WORKLOADS.get(name)
+    assert [curve.reference for curve in published_curves(workload.name, workload.metric)].count("gale2019") >= 4

@@ -7,7 +7,7 @@ pruning" is the best by validation of its rules for spreading zeros over layers,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sparsebench.analysis.comparisons import ERROR_RATE
@@ -118,6 +118,13 @@ def _compared(
         yield Statement(claim, sparsity, f"{numbers} (limit {sign}{limit:.2f})", make(apart, limit))
 
 
+def _judged(claims: Mapping[str, Iterable[Statement]], missing: Sequence[str]) -> Judged:
+    """What is stated; a claim on which nothing can be is missing, so that no verdict leaves it out in silence."""
+    found = {claim: tuple(statements) for claim, statements in claims.items()}
+    silent = [f"nothing here tells whether {claim}" for claim, statements in found.items() if not statements]
+    return Judged(tuple(one for statements in found.values() for one in statements), tuple(missing or silent))
+
+
 def _no_sparsity(facts: StudyFacts, lowest: float) -> list[str]:
     if any(sparse_enough(sparsity, lowest) for sparsity in facts.frontiers.sparsities):
         return []
@@ -129,14 +136,14 @@ def complex_techniques(facts: StudyFacts) -> Judged:
     missing = facts.without(_MAGNITUDE, *((method,) for method in (*_COMPLEX, "random"))) + _no_sparsity(facts, 0.0)
     if facts.frontiers.dense is None:
         return Judged((), tuple(missing))
-    statements: list[Statement] = []
+    claims: dict[str, Iterable[Statement]] = {}
     for method in _COMPLEX:
         claim = f"magnitude pruning matches or beats {method}"
-        statements += _compared(facts, _MAGNITUDE, method, claim, AtLeast, -facts.margin, 0.0)
-    statements += _compared(facts, _MAGNITUDE, "random", "magnitude pruning beats random", AtLeast, facts.margin, 0.0)
-    for method in _COMPLEX:
-        statements += _compared(facts, (method,), "random", f"{method} beats random", AtLeast, facts.margin, 0.0)
-    return Judged(tuple(statements), tuple(missing))
+        claims[claim] = _compared(facts, _MAGNITUDE, method, claim, AtLeast, -facts.margin, 0.0)
+    for firsts, name in ((_MAGNITUDE, "magnitude pruning"), *(((method,), method) for method in _COMPLEX)):
+        claim = f"{name} beats random"
+        claims[claim] = _compared(facts, firsts, "random", claim, AtLeast, facts.margin, 0.0)
+    return _judged(claims, missing)
 
 
 def close_but_dearer(facts: StudyFacts) -> Judged:
@@ -144,14 +151,16 @@ def close_but_dearer(facts: StudyFacts) -> Judged:
     missing = facts.without(*((method,) for method in ("magnitude", *_COMPLEX))) + _no_sparsity(facts, 0.0)
     if facts.frontiers.dense is None:
         return Judged((), tuple(missing))
-    statements: list[Statement] = []
+    claims: dict[str, Iterable[Statement]] = {}
     for first, second in (("magnitude", _COMPLEX[0]), ("magnitude", _COMPLEX[1]), _COMPLEX):
-        close = _compared(facts, (first,), second, f"{first} and {second} are close", Within, _CLOSE * facts.margin, 0.0)
-        statements += [own for own in close if own.sparsity is not None and own.sparsity <= _CLOSE_UP_TO]
+        claim = f"{first} and {second} are close"
+        close = _compared(facts, (first,), second, claim, Within, _CLOSE * facts.margin, 0.0)
+        claims[claim] = [own for own in close if own.sparsity is not None and own.sparsity <= _CLOSE_UP_TO]
     for method in _COMPLEX:
         if "magnitude" in facts.frontiers.chosen and method in facts.frontiers.chosen:
-            statements.append(_price(facts, method))
-    return Judged(tuple(statements), tuple(missing))
+            price = _price(facts, method)
+            claims[price.claim] = (price,)
+    return _judged(claims, missing)
 
 
 def _price(facts: StudyFacts, method: str) -> Statement:
@@ -175,18 +184,14 @@ def highest_sparsities(facts: StudyFacts) -> Judged:
     missing = facts.without(("magnitude",), _NON_UNIFORM, ("variational-dropout",)) + _no_sparsity(facts, _HIGHEST)
     if facts.frontiers.dense is None:
         return Judged((), tuple(missing))
-    wins = _compared(
-        facts,
-        ("variational-dropout",),
-        "magnitude",
-        "variational-dropout beats uniform magnitude",
-        AtLeast,
-        facts.margin,
-        _HIGHEST,
-    )
-    claim = "non-uniform magnitude pruning matches or beats variational-dropout"
-    closes = _compared(facts, _NON_UNIFORM, "variational-dropout", claim, AtLeast, -facts.margin, _HIGHEST)
-    return Judged((*wins, *closes), tuple(missing))
+    variational = "variational-dropout"
+    wins = f"{variational} beats uniform magnitude"
+    closes = f"non-uniform magnitude pruning matches or beats {variational}"
+    claims = {
+        wins: _compared(facts, (variational,), "magnitude", wins, AtLeast, facts.margin, _HIGHEST),
+        closes: _compared(facts, _NON_UNIFORM, variational, closes, AtLeast, -facts.margin, _HIGHEST),
+    }
+    return _judged(claims, missing)
 
 
 def l0_unusable(facts: StudyFacts) -> Judged:
@@ -207,11 +212,11 @@ def from_masks(facts: StudyFacts) -> Judged:
     missing = facts.without(("magnitude",), ("lottery-ticket",), ("scratch-e", "scratch-b")) + _no_sparsity(facts, 0.0)
     if facts.frontiers.dense is None:
         return Judged((), tuple(missing))
-    statements: list[Statement] = []
-    for method in _FROM_MASKS:
+    claims: dict[str, Iterable[Statement]] = {}
+    for method in (method for method in _FROM_MASKS if method in facts.frontiers.chosen):
         claim = f"{method} stays below magnitude, whose masks it has"
-        statements += _compared(facts, ("magnitude",), method, claim, AtLeast, facts.margin, 0.0)
-    return Judged(tuple(statements), tuple(missing))
+        claims[claim] = _compared(facts, ("magnitude",), method, claim, AtLeast, facts.margin, 0.0)
+    return _judged(claims, missing)
 
 
 def costs(facts: StudyFacts) -> Judged:

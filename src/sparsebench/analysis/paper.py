@@ -24,6 +24,7 @@ from sparsebench.analysis.templates import render
 from sparsebench.analysis.wording import metric_label, value
 from sparsebench.atomic import atomic_file
 from sparsebench.errors import SparsebenchError
+from sparsebench.records.published.values import printed_as
 
 __all__ = ["PAPERS", "PaperFigures", "paper_figures", "write_paper_page"]
 
@@ -113,7 +114,8 @@ def write_paper_page(figures: PaperFigures, paper: str, out: Path | None = None)
 
 def _second(directory: Path, first: StudyData) -> Frontiers:
     data = load_study(directory)
-    for what, here, there in (("workload", first.note.workload, data.note.workload), ("metric", first.metric, data.metric)):
+    names = zip(printed_as(first.note.workload, first.metric), printed_as(data.note.workload, data.metric), strict=True)
+    for what, (here, there) in zip(("workload", "metric"), names, strict=True):
         if here != there:
             raise SparsebenchError(f"--beside {directory}: its {what} is {there}, that of {first.directory} is {here}")
     return _only(find_frontiers(data), _METHODS)

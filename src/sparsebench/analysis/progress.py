@@ -146,15 +146,16 @@ def watch(directory: Path, *, interval: float, refresh_page: bool) -> Iterator[S
         SparsebenchError: The folder holds no runs, its runs cannot be compared, or the page cannot be written.
     """
     best, page = None, None
-    seen, next_reading = 0, 0.0
+    seen, next_reading = (0, 0, 0), 0.0
     while True:
         progress = read_progress(directory, time.time())
-        if progress.finished != seen and (progress.ended or time.monotonic() >= next_reading):
+        ended = (progress.finished, progress.failed, progress.stopped)
+        if ended != seen and (progress.ended or time.monotonic() >= next_reading):
             begin = time.monotonic()
             report = StudyReport.of(directory) if progress.finished else None
             best = None if report is None else report.best
             page = report.write_page() if refresh_page and report is not None else page
-            seen, next_reading = progress.finished, time.monotonic() + _PATIENCE * (time.monotonic() - begin)
+            seen, next_reading = ended, time.monotonic() + _PATIENCE * (time.monotonic() - begin)
         yield Snapshot(progress, best, page)
         if progress.ended:
             return

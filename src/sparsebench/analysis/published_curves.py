@@ -12,7 +12,7 @@ from sparsebench.analysis.frontiers import DENSE, Frontiers
 from sparsebench.analysis.palette import style
 from sparsebench.analysis.wording import NOTHING, asked, value
 from sparsebench.records.choice import best_candidate
-from sparsebench.records.published.values import PublishedValue, published_values
+from sparsebench.records.published.values import PublishedValue, printed_as, published_values
 
 __all__ = ["PublishedCurve", "PublishedRow", "published_curves", "published_rows", "published_traces"]
 
@@ -53,7 +53,7 @@ def published_curves(workload: str, metric: str) -> tuple[PublishedCurve, ...]:
     """
     found: dict[tuple[str, str, str], list[PublishedValue]] = {}
     for printed in published_values():
-        if (printed.workload, printed.metric) == (workload, metric):
+        if (printed.workload, printed.metric) == printed_as(workload, metric):
             found.setdefault((printed.reference, printed.method, printed.note), []).append(printed)
     return tuple(
         PublishedCurve(reference, method, own[0].citation, note, tuple(sorted(own, key=lambda printed: printed.sparsity)))

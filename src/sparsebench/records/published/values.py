@@ -10,7 +10,7 @@ import pyarrow as pa
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["PublishedValue", "published_table", "published_values"]
+__all__ = ["PublishedValue", "printed_as", "published_table", "published_values"]
 
 
 class PublishedValue(BaseModel):
@@ -45,6 +45,22 @@ class PublishedValue(BaseModel):
         if self.low > self.high:
             raise ValueError(f"low={self.low} is above high={self.high}")
         return self
+
+
+_PRINTED_AS = {
+    ("imagenet/resnet-50", "accuracy"): ("imagenet/resnet50", "accuracy"),
+    ("wmt14-ende", "tokenized_bleu"): ("wmt14-ende/transformer-base", "bleu"),
+}
+
+
+def printed_as(workload: str, metric: str) -> tuple[str, str]:
+    """The names by which values of one of our workloads are printed and imported; themselves where these are the same.
+
+    Example:
+        >>> printed_as("imagenet/resnet-50", "accuracy")
+        ('imagenet/resnet50', 'accuracy')
+    """
+    return _PRINTED_AS.get((workload, metric), (workload, metric))
 
 
 @functools.cache
