@@ -119,6 +119,30 @@ def test_the_controls_do_what_they_say(browser, report):
     page.close()
 
 
+def test_a_print_has_whole_figures_and_all_tables(browser, report, tmp_path):
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(report.as_uri())
+    page.locator("#plot-trade-off .scatterlayer .trace").first.wait_for(state="attached")
+    page.evaluate(
+        """() => {
+            addEventListener("beforeprint", () => setTimeout(() => {
+                const widths = [...document.querySelectorAll(".plot .main-svg")].map((svg) => svg.getBoundingClientRect().width);
+                window.printed = {widths, closed: document.querySelectorAll("details:not([open])").length};
+            }));
+        }"""
+    )
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    printed = page.wait_for_function("window.printed").json_value()
+    assert printed["closed"] == 0
+    assert max(printed["widths"]) <= 700
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    page.wait_for_function("document.querySelector('#plot-trade-off .main-svg').getBoundingClientRect().width > 700")
+    assert page.locator("details:not([open])").count() > 0
+    page.pdf(path=tmp_path / "page.pdf", format="A4")
+    assert (tmp_path / "page.pdf").stat().st_size > 50_000
+    page.close()
+
+
 def test_the_page_of_a_papers_figures_draws_them_all(browser, report):
     drawn = paper_figures(report.parent, "gale2019")
     page = browser.new_page(viewport={"width": 390, "height": 844})
