@@ -114,7 +114,7 @@ def test_compiled_as_what_is_faster(monkeypatch, times, storage):
     for module in (compilation, compressed_blocks):
         monkeypatch.setattr(module, "load_kernels", lambda: chosen)
     monkeypatch.setattr(compilation, "least_times", lambda ways, seen: list(times[: len(ways)]))
-    monkeypatch.setattr(whole, "take_turns", lambda ways, rounds: [2.0, 1.0])
+    monkeypatch.setattr(whole, "take_turns", lambda ways, rounds: [2.0, 1.0, *(3.0 for _ in ways[2:])])
     model, x = nn.Linear(64, 40), torch.randn(3, 64)
     model.weight.data.copy_(block_weight(40, 64, 0.8, 0))
     compiled = compile_sparse(model, x)

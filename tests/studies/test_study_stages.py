@@ -28,6 +28,7 @@ from sparsebench.studies.stages import plan_stage
 from sparsebench.studies.study_file import Study, read_study
 from sparsebench.training.config import RunConfig
 from sparsebench.workloads.images.digits import DIGITS
+from sparsebench.workloads.registry import WORKLOADS
 
 STAGED = """\
 study: staged
@@ -208,8 +209,10 @@ def first_weights(config: RunConfig, directory: Path, monkeypatch: pytest.Monkey
         raise BegunError
 
     monkeypatch.setattr(run, "run_steps", begin)
+    folder = RunFolder(directory / "runs" / config.run_id)
+    training = run.prepare_training(config, folder, run.devices(), WORKLOADS.get(config.workload))
     with pytest.raises(BegunError):
-        run._train(config, RunFolder(directory / "runs" / config.run_id), run.devices(), 60.0, None)
+        run._train(config, folder, run.devices(), training, 60.0, None)
     return seen
 
 
