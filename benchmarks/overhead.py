@@ -99,8 +99,11 @@ class Measurement:
                 ]
             )
         yield table(header, rows)
-        beside = "" if len(found) == 1 else "; methods in groups that fit into memory, each beside a dense network of its own"
-        yield f"\nMedian (least-greatest) of {least} steps each or more, in turns{beside}."
+        if len(found) == 1:
+            yield f"\nMedian (least-greatest) of {least} steps each, in turns."
+        else:
+            yield f"\nMedian (least-greatest) of {least} steps each or more, in turns; methods in groups that fit into memory,"
+            yield "each beside a dense network of its own."
 
     def update(self, repetitions: int) -> Iterator[str]:
         """One mask update by itself."""

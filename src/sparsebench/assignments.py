@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
@@ -10,30 +10,6 @@ import yaml
 from sparsebench.errors import SparsebenchError
 
 __all__ = ["parse_assignments", "parse_value"]
-
-
-def parse_assignments(pairs: Sequence[str], option: str, example: str) -> dict[str, Any]:
-    """Values by name; of two for a name, the later one.
-
-    Args:
-        pairs: NAME=VALUE each.
-        option: The option that was given them, for the message.
-        example: One of them, for the message.
-
-    Raises:
-        SparsebenchError: One is not of this form.
-
-    Example:
-        >>> parse_assignments(["steps=300", "layers=*.weight"], "--set", "steps=300")
-        {'steps': 300, 'layers': '*.weight'}
-    """
-    values = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        if not equals or not name.strip().isidentifier():
-            raise SparsebenchError(f"{option} {pair!r}: expected NAME=VALUE, such as {option} {example}")
-        values[name.strip()] = parse_value(text)
-    return values
 
 
 def parse_value(text: str) -> Any:
@@ -47,3 +23,33 @@ def parse_value(text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):
         return text
+
+
+def parse_assignments(
+    pairs: Sequence[str], option: str, example: str, parse: Callable[[str], Any] = parse_value
+) -> dict[str, Any]:
+    """Values by name; of two for a name, the later one.
+
+    Args:
+        pairs: NAME=VALUE each.
+        option: The option that was given them, for the message.
+        example: One of them, for the message.
+        parse: Reads a value; it raises yaml.YAMLError where it is none.
+
+    Raises:
+        SparsebenchError: One is not of this form.
+
+    Example:
+        >>> parse_assignments(["steps=300", "layers=*.weight"], "--set", "--set steps=300")
+        {'steps': 300, 'layers': '*.weight'}
+    """
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise SparsebenchError(f"{option} {pair!r}: expected NAME=VALUE, such as {example}")
+        try:
+            values[name.strip()] = parse(text)
+        except yaml.YAMLError as error:
+            raise SparsebenchError(f"{option} {pair!r}: {text!r} is no value") from error
+    return values

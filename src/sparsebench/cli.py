@@ -94,7 +94,7 @@ def train(
 
     given: dict[str, Any] = {"sparsity": sparsity, "penalty": penalty, "begin": begin, "end": end, "frequency": frequency}
     given = {name: value for name, value in given.items() if value is not None}
-    given |= parse_assignments(set_ or [], "--set", "learning_rate=0.001")
+    given |= parse_assignments(set_ or [], "--set", "--set learning_rate=0.001")
     if steps is not None:
         given["steps"] = parse_value(steps)
     known = method_parameters(METHODS.get(method))

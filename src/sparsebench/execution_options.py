@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import yaml
 
 from sparsebench.assignments import parse_assignments
 from sparsebench.errors import SparsebenchError
@@ -80,7 +81,7 @@ def make_executor(
         cluster = next((known for known in CLUSTERS if known == slurm_cluster), None)
         if cluster is None:
             raise SparsebenchError(f"--slurm-cluster {slurm_cluster!r}: expected one of {', '.join(CLUSTERS)}")
-        settings = parse_assignments(slurm_settings, "--slurm-set", "timeout_min=240")
+        settings = parse_assignments(slurm_settings, "--slurm-set", "timeout_min=240", yaml.safe_load)
         return SlurmJobs(slurm, checkpoint_seconds, run_timeout, settings, cluster, processes_per_run=processes_per_run)
     if ray is not None:
         from sparsebench.studies.executors.ray_tasks import RayTasks

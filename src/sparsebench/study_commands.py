@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ from sparsebench.environment_options import Data, Device
 from sparsebench.execution_options import Gpus, Ray, Slurm, SlurmCluster, SlurmSettings, make_executor
 
 if TYPE_CHECKING:
+    from sparsebench.studies.sample_runs import Kind, Sample
     from sparsebench.studies.study_file import Study
 
 __all__ = ["app"]
@@ -76,8 +77,10 @@ def study_plan(
             pass
         selection.check(runs.planned, complete=not runs.unplanned and not runs.unproposed)
         chosen = selection.of_folder(selection.choose(runs.planned), directory)
-        with terminal.counting(f"calibrating {one.name}", "shortened runs") as counter:
-            samples = sample_runs(chosen, counter.at) if calibrate else {}
+        samples: Mapping[Kind, tuple[Sample, ...]] = {}
+        if calibrate:
+            with terminal.counting(f"calibrating {one.name}", "shortened runs") as counter:
+                samples = sample_runs(chosen, begin=counter.begin, done=counter.done)
         forecasts = forecast_runs(chosen, directory, samples)
         unplanned = runs.unplanned
         if selection == EVERYTHING:
@@ -193,6 +196,6 @@ def _each_with_folder(study: str, workload: str | None, settings: Sequence[str],
     """A study of each workload, and its results folder."""
     from sparsebench.studies.study_file import each_workload, read_study, with_settings
 
-    changed = with_settings(read_study(study), parse_assignments(settings, "--set", "steps=1000"))
+    changed = with_settings(read_study(study), parse_assignments(settings, "--set", "--set steps=1000"))
     chosen = each_workload(changed, workload)
     return [(one, Path("runs") / one.name if out is None else out if len(chosen) == 1 else out / one.name) for one in chosen]

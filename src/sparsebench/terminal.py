@@ -133,10 +133,6 @@ class Counter:
         """Count one."""
         self._progress.update(self._task, advance=1)
 
-    def at(self, done: int, todo: int) -> None:
-        """Say how many are done of how many."""
-        self._progress.update(self._task, completed=done, total=todo)
-
 
 @contextlib.contextmanager
 def counting(name: str, what: str) -> Iterator[Counter]:

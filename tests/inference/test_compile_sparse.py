@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretended_times import pretend_sparse_is_fastest, second_is_fastest
 from torch import nn
 from torch.nn import functional as F
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.inference import chaining, compilation, compile_sparse, whole
+from sparsebench.inference import compilation, compile_sparse, whole
 from sparsebench.inference.choices import Seen, least_times
 from sparsebench.inference.convolutions import SparseConvolution
 from sparsebench.inference.folding import Rectified, fold
@@ -41,16 +42,10 @@ def pruned(model: nn.Module, sparsity: float = 0.9) -> nn.Module:
     return model
 
 
-def second_is_fastest(ways, rounds):
-    return [2.0, 1.0, *(3.0 for _ in ways[2:])]
-
-
 @pytest.fixture
 def all_sparse(monkeypatch):
     """Times as they would be where sparse is always faster, chains still more, and the whole too."""
-    monkeypatch.setattr(chaining, "least_times_of", lambda ways, inputs: [2.0, 1.0])
-    monkeypatch.setattr(compilation, "least_times", lambda ways, seen: [2.0] + [1.0] * (len(ways) - 1))
-    monkeypatch.setattr(whole, "take_turns", second_is_fastest)
+    pretend_sparse_is_fastest(monkeypatch)
 
 
 def assert_same(compiled: nn.Module, model: nn.Module, *inputs: torch.Tensor) -> None:
@@ -282,6 +277,23 @@ def test_misread_code_is_found_where_the_example_returns_nothing():
     compiled = compile_sparse(model, run)
     assert_same(compiled, model, x)
     assert isinstance(compiled.layer, SparseLinear)
+
+
+class Around(nn.Module):
+    """Calls a part's code and not the part, so that no hook sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Undecided()
+
+    def forward(self, x, scale):
+        return self.part.forward(x) * scale
+
+
+@pytest.mark.usefixtures("all_sparse")
+def test_misread_code_is_found_where_hooks_do_not_see_its_part():
+    model, x = pruned(Around()), torch.randn(4, 12)
+    assert_same(compile_sparse(model, (x, x)), model, x, x)
 
 
 class Reader(nn.Module):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sparsebench.inference import native
+
 ROOT = Path(__file__).parents[2]
 USE = """
 import torch
@@ -41,8 +43,7 @@ def test_package_built_without_a_compiler_runs_by_torch(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", USE],
         cwd=tmp_path,
-        env={name: value for name, value in hidden.items() if name != "SPARSEBENCH_KERNELS"}
-        | {"PYTHONPATH": str(tmp_path / "lib")},
+        env={name: value for name, value in hidden.items() if name != native.VARIABLE} | {"PYTHONPATH": str(tmp_path / "lib")},
         capture_output=True,
         text=True,
         timeout=300,

@@ -63,10 +63,8 @@ def test_ray_tasks_get_address_and_gpus():
         (["--slurm-set", "mem_gb=4"], "--slurm-set: expected together with --slurm"),
         (["--slurm-cluster", "local"], "--slurm-cluster: expected together with --slurm"),
         (["--slurm", "1", "--slurm-cluster", "pbs"], "--slurm-cluster 'pbs': expected one of slurm, local, debug"),
-        (
-            ["--slurm", "1", "--slurm-set", "mem_gb"],
-            "--slurm-set 'mem_gb': expected NAME=VALUE, such as --slurm-set timeout_min=240",
-        ),
+        (["--slurm", "1", "--slurm-set", "mem_gb"], "--slurm-set 'mem_gb': expected NAME=VALUE, such as timeout_min=240"),
+        (["--slurm", "1", "--slurm-set", "mem_gb=[4"], "--slurm-set 'mem_gb=[4': '[4' is no value"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_a_line(options, message, study, tmp_path, monkeypatch, capsys):

@@ -92,7 +92,7 @@ def test_each_kind_is_sampled_at_its_ends(runs: list[RunConfig]) -> None:
 
 def test_evaluations_are_counted_in_every_sample_but_made_once(runs: list[RunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten points of the training curve and the last one, in each of four shortened runs and one that is thrown away."""
-    workload, made, told = WORKLOADS.get("digits"), [], []
+    workload, made, todo, told = WORKLOADS.get("digits"), [], [], []
     evaluate = type(workload).evaluate
 
     def slowly(self: Workload, model: nn.Module, split: Split) -> dict[str, float]:
@@ -101,7 +101,7 @@ def test_evaluations_are_counted_in_every_sample_but_made_once(runs: list[RunCon
         return evaluate(self, model, split)
 
     monkeypatch.setattr(type(workload), "evaluate", slowly)
-    samples = sample_runs(runs, lambda done, todo: told.append((done, todo)))
+    samples = sample_runs(runs, begin=todo.append, done=lambda: told.append((len(told) + 1, *todo)))
     assert made == ["validation", "test"]
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert all(1.2 <= sample.other_seconds < 12 for found in samples.values() for sample in found)

@@ -213,7 +213,7 @@ def from_masks(facts: StudyFacts) -> Judged:
     if facts.frontiers.dense is None:
         return Judged((), tuple(missing))
     claims: dict[str, Iterable[Statement]] = {}
-    for method in (method for method in _FROM_MASKS if method in facts.frontiers.chosen):
+    for method in [method for method in _FROM_MASKS if method in facts.frontiers.chosen]:
         claim = f"{method} stays below magnitude, whose masks it has"
         claims[claim] = _compared(facts, ("magnitude",), method, claim, AtLeast, facts.margin, 0.0)
     return _judged(claims, missing)

@@ -149,13 +149,13 @@ def watch(directory: Path, *, interval: float, refresh_page: bool) -> Iterator[S
     seen, next_reading = (0, 0, 0), 0.0
     while True:
         progress = read_progress(directory, time.time())
-        ended = (progress.finished, progress.failed, progress.stopped)
-        if ended != seen and (progress.ended or time.monotonic() >= next_reading):
+        counts = (progress.finished, progress.failed, progress.stopped)
+        if counts != seen and (progress.ended or time.monotonic() >= next_reading):
             begin = time.monotonic()
             report = StudyReport.of(directory) if progress.finished else None
             best = None if report is None else report.best
             page = report.write_page() if refresh_page and report is not None else page
-            seen, next_reading = ended, time.monotonic() + _PATIENCE * (time.monotonic() - begin)
+            seen, next_reading = counts, time.monotonic() + _PATIENCE * (time.monotonic() - begin)
         yield Snapshot(progress, best, page)
         if progress.ended:
             return

@@ -51,9 +51,10 @@ def published_curves(workload: str, metric: str) -> tuple[PublishedCurve, ...]:
         >>> [curve.name for curve in published_curves("wmt14-ende/transformer-base", "bleu")][:2]
         ['dense (gale2019)', 'magnitude (gale2019)']
     """
+    names = printed_as(workload, metric)
     found: dict[tuple[str, str, str], list[PublishedValue]] = {}
     for printed in published_values():
-        if (printed.workload, printed.metric) == printed_as(workload, metric):
+        if (printed.workload, printed.metric) == names:
             found.setdefault((printed.reference, printed.method, printed.note), []).append(printed)
     return tuple(
         PublishedCurve(reference, method, own[0].citation, note, tuple(sorted(own, key=lambda printed: printed.sparsity)))

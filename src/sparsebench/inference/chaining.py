@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -70,9 +70,8 @@ def _bound(parameters: Parameters | None, args: tuple[Any, ...], kwargs: Mapping
     return None if unknown or any(value is inspect.Parameter.empty for value in values) else values
 
 
-def _key(values: Iterable[Any]) -> Key | None:
+def _key(values: Sequence[Any]) -> Key | None:
     """What kind of call it is; None where code could decide by more than that, such as a None in a tuple."""
-    values = list(values)
     if not all(isinstance(value, _CONSTANT) or _is_transparent(value) for value in values):
         return None
     return tuple(value if isinstance(value, _CONSTANT) else "given" for value in values)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sparsebench.inference.choices import Seen, take_turns
 from sparsebench.inference.folding import TRACED, Arrangement, Traced
@@ -82,29 +82,27 @@ def fastest_whole(network: nn.Module, sparse: nn.Module | None, plain: nn.Module
         plain: The same before its passes were folded; `network` itself where they could not be.
         run: Runs a network on the example.
     """
-    arrangements: list[Arrangement] = []
-    sparse_ways: list[Callable[[], Any]] = []
-    if isinstance(sparse, Traced):
-        arrangements = _arrangements(sparse, run)
-        sparse_ways = [partial(_run_arranged, sparse, arrangement, run) for arrangement in arrangements]
-    elif sparse is not None:
-        sparse_ways = [partial(run, sparse)]
-    ways: list[Callable[[], Any]] = [partial(run, network), *sparse_ways]
+    ways: list[tuple[Whole, Arrangement | None]] = [(Whole(network, False), None)]
+    if sparse is not None:
+        arrangements = _arrangements(sparse, run) if isinstance(sparse, Traced) else [None]
+        ways += [(Whole(sparse, True), arrangement) for arrangement in arrangements]
     if plain is not network:
-        ways.append(partial(run, plain))
+        ways.append((Whole(plain, False), None))
     if len(ways) == 1:
         return Whole(network, False)
-    times = take_turns(ways, ROUNDS)
-    best = min(range(len(ways)), key=times.__getitem__)
-    if sparse is None or not 0 < best <= len(sparse_ways):
-        return Whole(network if best == 0 else plain, False)
-    if isinstance(sparse, Traced):
-        sparse.arrangement = arrangements[best - 1]
-    return Whole(sparse, True)
+    times = take_turns([partial(_run_arranged, way.network, arrangement, run) for way, arrangement in ways], ROUNDS)
+    fastest, arrangement = ways[min(range(len(ways)), key=times.__getitem__)]
+    _arrange(fastest.network, arrangement)
+    return fastest
 
 
-def _run_arranged(network: Traced, arrangement: Arrangement, run: Run) -> Any:
-    network.arrangement = arrangement
+def _arrange(network: nn.Module, arrangement: Arrangement | None) -> None:
+    if arrangement is not None:
+        cast(Traced, network).arrangement = arrangement
+
+
+def _run_arranged(network: nn.Module, arrangement: Arrangement | None, run: Run) -> Any:
+    _arrange(network, arrangement)
     return run(network)
 
 
@@ -113,7 +111,8 @@ def _arrangements(network: Traced, run: Run) -> list[Arrangement]:
     batch = _input(network, run)
     found = [network.arrangement]
     # Without pixels, a few rows are too little work for a matrix product.
-    if batch is None or len(batch.shape) < 3 or not examples_are_independent(network.get_submodule(TRACED)):  # type: ignore[arg-type]
+    code = cast(fx.GraphModule, network.get_submodule(TRACED))
+    if batch is None or len(batch.shape) < 3 or not examples_are_independent(code):
         return found
     expected = run(network)
     for rows in PARTS:

@@ -19,13 +19,12 @@ from sparsebench.training.run import train_claimed
 from sparsebench.workloads.registry import WORKLOADS
 from sparsebench.workloads.workload import Split, Workload
 
-__all__ = ["Kind", "Observer", "Sample", "kind_of", "sample_runs", "shortened"]
+__all__ = ["Kind", "Sample", "kind_of", "sample_runs", "shortened"]
 
 FEWEST_STEPS, MOST_STEPS = 10, 40  # training curves have ten points, each with an evaluation
 SAMPLE_SECONDS = 2.0  # of training steps
 
 Kind = tuple[str, str, int, int]
-Observer = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,12 @@ def kind_of(config: RunConfig) -> Kind:
     return config.workload, config.method, config.recipe.batch_size, config.recipe.threads
 
 
-def sample_runs(configs: Iterable[RunConfig], observe: Observer | None = None) -> Mapping[Kind, tuple[Sample, ...]]:
+def sample_runs(
+    configs: Iterable[RunConfig],
+    *,
+    begin: Callable[[int], None] = lambda todo: None,
+    done: Callable[[], None] = lambda: None,
+) -> Mapping[Kind, tuple[Sample, ...]]:
     """Train a shortened run of each kind, at its lowest and at its highest sparsity, in this process.
 
     Each split of a workload is evaluated once, and counted as long in the other runs. After so few steps a network may be slower
@@ -60,7 +64,8 @@ def sample_runs(configs: Iterable[RunConfig], observe: Observer | None = None) -
 
     Args:
         configs: The runs that are asked about.
-        observe: Called after each shortened run: how many are done, and how many there are.
+        begin: Called once with how many shortened runs there are.
+        done: Called after each of them.
 
     Returns:
         For each kind what was measured, in order of the sparsity. Nothing for a kind whose runs fail when they are shortened, or
@@ -73,56 +78,58 @@ def sample_runs(configs: Iterable[RunConfig], observe: Observer | None = None) -
         found.setdefault(sparsity, config)
         if len(found) > 2:
             del found[sorted(found)[1]]
-    done, todo = 0, sum(map(len, ends.values()))
-    steps: dict[str, int] = {}
-    workloads: dict[str, _EvaluatedOnce] = {}
+    begin(sum(map(len, ends.values())))
+    prepared: dict[str, tuple[_EvaluatedOnce, int]] = {}
     samples: dict[Kind, tuple[Sample, ...]] = {}
     for kind, found in ends.items():
-        name, measured = kind[0], []
+        measured = []
         for config in (found[sparsity] for sparsity in sorted(found)):
-            if name not in workloads:
-                workloads[name] = _EvaluatedOnce(WORKLOADS.get(name))
-                # The first run of a workload loads what later ones share: it only says how long a step takes.
-                first = _sample(config, FEWEST_STEPS, workloads[name])
-                number = FEWEST_STEPS if first is None else round(SAMPLE_SECONDS / first.step_seconds)
-                steps[name] = min(max(number, FEWEST_STEPS), MOST_STEPS)
-            measured.append(_sample(config, steps[name], workloads[name]))
-            done += 1
-            if observe is not None:
-                observe(done, todo)
+            if config.workload not in prepared:
+                prepared[config.workload] = _prepared(config)
+            workload, steps = prepared[config.workload]
+            measured.append(_sample(config, steps, workload))
+            done()
         samples[kind] = tuple(sample for sample in measured if sample is not None)
     return samples
 
 
 class _EvaluatedOnce:
-    """A workload that answers with the first evaluation of a split from then on, and knows what all of them would have taken.
+    """A workload that answers with the first evaluation of a split from then on.
 
     Attributes:
-        seconds: What the evaluations would have taken that were asked for.
-        spent: What they took.
+        saved: Seconds that the evaluations would have taken that were asked for but not made.
     """
 
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
         self._known: dict[Split, tuple[dict[str, float], float]] = {}
-        self.seconds = self.spent = 0.0
+        self.saved = 0.0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._workload, name)
 
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Metrics of the split, of the first network that was evaluated."""
+        if split in self._known:
+            metrics, seconds = self._known[split]
+            self.saved += seconds
+            return metrics
         begun = time.perf_counter()
-        if split not in self._known:
-            metrics = self._workload.evaluate(model, split)
-            self._known[split] = metrics, time.perf_counter() - begun
-        self.spent += time.perf_counter() - begun
-        self.seconds += self._known[split][1]
-        return self._known[split][0]
+        metrics = self._workload.evaluate(model, split)
+        self._known[split] = metrics, time.perf_counter() - begun
+        return metrics
+
+
+def _prepared(config: RunConfig) -> tuple[_EvaluatedOnce, int]:
+    """A workload, and how many steps its shortened runs have, from a first one, which loads what later ones share."""
+    workload = _EvaluatedOnce(WORKLOADS.get(config.workload))
+    first = _sample(config, FEWEST_STEPS, workload)
+    steps = FEWEST_STEPS if first is None else round(SAMPLE_SECONDS / first.step_seconds)
+    return workload, min(max(steps, FEWEST_STEPS), MOST_STEPS)
 
 
 def _sample(config: RunConfig, steps: int, workload: _EvaluatedOnce) -> Sample | None:
-    workload.seconds = workload.spent = 0.0
+    saved_before = workload.saved
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary) / "run")
         begun = time.perf_counter()
@@ -130,7 +137,7 @@ def _sample(config: RunConfig, steps: int, workload: _EvaluatedOnce) -> Sample |
             record = train_claimed(shortened(config, steps), folder, workload=cast(Workload, workload))
         except SparsebenchError:
             return None
-        seconds = time.perf_counter() - begun - workload.spent + workload.seconds
+        seconds = time.perf_counter() - begun + workload.saved - saved_before
         return Sample(
             target_sparsity=config.target_sparsity,
             step_seconds=record.seconds / record.steps,
