@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 
 import pytest
 from analysis_studies import small_study, write
+from hypothesis import given
+from hypothesis import strategies as st
 from plotly.validator_cache import ValidatorCache
 
 from sparsebench.analysis.figures import trade_off
@@ -12,6 +15,8 @@ from sparsebench.analysis.frontiers import Frontiers, Point, find_frontiers
 from sparsebench.analysis.latencies import measured_latencies
 from sparsebench.analysis.layer_figures import layer_figures, layer_sparsities
 from sparsebench.analysis.palette import BUILT_IN, style
+from sparsebench.analysis.point_marks import thin_out
+from sparsebench.analysis.published_curves import published_curves
 from sparsebench.analysis.settings import varying_settings
 from sparsebench.analysis.sparsity_axis import position, ticks
 from sparsebench.analysis.statistics import Estimate
@@ -123,12 +128,12 @@ def test_points_are_drawn_at_their_measured_sparsity_with_their_settings(data):
     told = [dict(zip(columns, row, strict=True)) for row in drawn["magnitude"].customdata]
     assert {row["begin"] for row in told} == {"0", "300"}
     assert {row["seeds"] for row in told} == {"0, 1 and 2"}
-    assert curves.drawn == curves.total == 10
+    assert list(drawn["dense"].x) == [0.0]
+    assert curves.drawn == curves.total == 11
     outside = [
         point
         for point in frontiers.points
-        if point.method != "dense"
-        and not (
+        if not (
             curves.axes[0].near[0] <= position(point.sparsity) <= curves.axes[0].near[1]
             and curves.views["near"][0] <= point.test.mean
         )
@@ -152,9 +157,61 @@ def test_a_huge_study_still_fits_a_page():
     )
     frontiers = Frontiers((0.5,), {"l0": (points[-1],)}, None, points, 0)
     curves = trade_off(frontiers, "accuracy")
-    assert curves.drawn == 5000
+    assert curves.drawn == 6000
     assert curves.total == 20_000
     assert len(curves.figure.to_json()) < 1_000_000
+
+
+def spread(configurations, thresholds):
+    """Points by configuration and threshold; validation prefers a threshold in the middle."""
+    return [
+        Point(
+            "l0",
+            f"{number:04}",
+            None,
+            float(threshold),
+            (0,),
+            threshold / thresholds,
+            -abs(threshold - thresholds // 2) + 0.0,
+            Estimate(90.0, None, 1),
+            {},
+        )
+        for number in range(configurations)
+        for threshold in range(thresholds)
+    ]
+
+
+@given(st.integers(1, 30), st.integers(1, 12), st.integers(1, 100))
+def test_thresholds_are_left_out_before_configurations(configurations, thresholds, most):
+    points = spread(configurations, thresholds)
+    left = thin_out(points, most)
+    assert left == [point for point in points if point in left]
+    assert len(left) <= most
+    own = collections.Counter(point.configuration for point in left)
+    if len(points) <= most:
+        assert left == points
+    elif configurations < most:
+        assert len(own) == configurations
+        assert len(set(own.values())) == 1
+        assert len(left) + configurations > most or next(iter(own.values())) == thresholds
+    else:
+        assert len(left) == most
+        assert {point.threshold for point in left} == {thresholds // 2}
+    if own and next(iter(own.values())) > 1:
+        assert {0.0, thresholds - 1.0} <= {point.threshold for point in left}
+
+
+def test_printed_values_lie_inside_the_views():
+    """Those of a paper can be far above a short run's, and sparser than anything asked about here."""
+    low = Point("magnitude", "a", 0.9, None, (0, 1), 0.9, 20.0, Estimate(20.0, 1.0, 2), {})
+    frontiers = Frontiers((0.9,), {"magnitude": (low,)}, None, (low,), 0)
+    published = [curve for curve in published_curves("imagenet/resnet50", "accuracy") if curve.method == "magnitude"]
+    curves = trade_off(frontiers, "accuracy", published)
+    printed = {one.sparsity: one.low for curve in published for one in curve.values}
+    assert curves.views["near"][0] < 19.0 < printed[0.9] < curves.views["near"][1]
+    near, every = curves.axes[0].near, curves.axes[0].all
+    assert near[1] < position(max(printed)) < every[1]
+    assert curves.views["all"][0] < min(20.0, *printed.values()) < max(printed.values()) < curves.views["all"][1]
 
 
 def test_ticks_do_not_touch_and_prefer_what_was_asked_about():

@@ -59,8 +59,8 @@ def test_the_page_works_offline(browser, report, width, height, scheme):
         figure.scroll_into_view_if_needed()
         figure.locator(".scatterlayer .trace").first.wait_for(state="attached")
 
-    # The dense level and its band, and a line and its points for each of four methods.
-    assert page.locator("#plot-trade-off .scatterlayer .trace").count() == 10
+    # The dense level, its band and its points, and a line and its points for each of four methods.
+    assert page.locator("#plot-trade-off .scatterlayer .trace").count() == 11
     assert page.locator("#plot-trade-off .errorbar").count() > 5
     assert page.locator("#plot-trade-off .legend .traces").count() == 5
     assert page.locator("#plot-layers .scatterlayer .trace").count() == 3
@@ -143,17 +143,15 @@ def test_a_print_has_whole_figures_and_all_tables(browser, report, tmp_path):
     page.close()
 
 
-def test_the_page_of_a_papers_figures_draws_them_all(browser, report):
-    drawn = paper_figures(report.parent, "gale2019")
+def test_the_page_of_a_papers_figures_draws_them_all(browser, report, tmp_path):
+    other = write(tmp_path / "second", small_study(), [0.8, 0.9])
+    drawn = paper_figures(report.parent, "gale2019", other)
     page = browser.new_page(viewport={"width": 390, "height": 844})
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.goto(write_paper_page(drawn, "gale2019").as_uri())
-    assert page.locator(".plot").count() == 3
-    for figure in page.locator(".plot").all():
-        figure.scroll_into_view_if_needed()
-        figure.locator(".scatterlayer .trace").first.wait_for(state="attached")
+    assert look_at_figures(page) == ["plot-curves", "plot-configurations", "plot-layers"]
     assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
     assert complaints == []
     page.close()
@@ -181,6 +179,19 @@ def test_tables_are_sorted_by_a_click_on_their_headings(browser, report):
     table.get_by_role("button", name="method").click()
     assert methods()[:-1] == sorted(methods()[:-1])
     assert methods()[-1] == "dense"
+    page.close()
+
+
+def test_ids_are_sorted_as_text_whatever_digits_they_begin_with(browser, tmp_path):
+    directory = write(tmp_path, small_study(), [0.9])
+    for name in ("9a", "12e4", "3e2", "100"):
+        (directory / "runs" / name).mkdir()
+        (directory / "runs" / name / "failure.txt").write_text("out of luck")
+    page = browser.new_page()
+    page.goto(write_page(directory).as_uri())
+    table = page.locator("table", has=page.locator("caption", has_text="Failed runs"))
+    table.get_by_role("button", name="run").click()
+    assert table.locator("tbody th").all_inner_texts() == ["100", "12e4", "3e2", "9a"]
     page.close()
 
 

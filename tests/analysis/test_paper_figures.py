@@ -7,7 +7,7 @@ import re
 
 import plotly.graph_objects as go
 import pytest
-from analysis_studies import point, run, small_study, write
+from analysis_studies import layers, point, run, small_study, write
 from page_reader import Page
 
 from sparsebench.analysis.frontiers import find_frontiers
@@ -106,7 +106,38 @@ def test_the_papers_figures_stand_beside_its_printed_values(tmp_path):
     assert {trace["name"] for trace in curves["data"] if trace.get("line", {}).get("dash") == "dot"} == {"gale2019, printed"}
     assert [trace["name"] for trace in scatter["data"]] == ["magnitude"]  # the paper has no RigL
     assert (scatter["data"][0]["x"], scatter["data"][0]["y"]) == ([90.0], [72.0])
-    assert "No network was trained again from the masks of another" in page.text
+    (masks,) = page.figures["panels"]["from-masks"]
+    (lottery,) = (trace for trace in masks["data"] if trace["name"] == "gale2019: lottery-ticket, printed")
+    ranges = said[said["method"] == "lottery-ticket"].sort_values("sparsity")
+    assert lottery["y"] == pytest.approx(list((ranges["low"] + ranges["high"]) / 2))
+    assert lottery["error_y"]["array"] == pytest.approx(list((ranges["high"] - ranges["low"]) / 2))
+
+
+def test_two_folders_have_a_column_each_and_collapsed_methods_a_closer_view(tmp_path):
+    records = [
+        run("magnitude", {"sparsity": at}, 0, point(at, 80.0 - 10 * at, 80.0 - 10 * at), workload=RESNET) for at in (0.8, 0.9)
+    ]
+    records += [run("l0", {}, 0, point(0.9, 3.0, 4.0), workload=RESNET)]
+    first = write(tmp_path / "first", records, [0.8, 0.9], workload=RESNET)
+    ours = "imagenet/resnet-50"
+    second = write(tmp_path / "second", [run("magnitude", {}, 0, point(0.9, 60.0, 1.0), workload=ours)], [0.9], workload=ours)
+    drawn = paper_figures(first, "gale2019", second)
+    page = Page(write_paper_page(drawn, "gale2019", tmp_path / "both.html").read_text())
+    head, *rows = page.tables["Test accuracy (%)"]
+    assert head == ["method", "at least", "printed", "here", "second"]
+    assert ["magnitude", "90 %", "73.91", "71.00", "1.00"] in rows
+    far, close = page.figures["panels"]["curves"]
+    assert far["data"] == close["data"]
+    assert far["layout"]["yaxis"]["range"][0] < 1.0
+    assert 50.0 < close["layout"]["yaxis"]["range"][0] < 71.0 < close["layout"]["yaxis"]["range"][1]
+
+
+def test_every_mark_tells_its_settings(study):
+    scatter = paper_figures(study, "gale2019").named()["configurations all"]
+    marks = next(trace for trace in scatter.data if trace.name == "magnitude")
+    place = marks.hovertemplate.split("<br>").index("begin %{customdata[3]}") - 1
+    assert sorted(row[place] for row in marks.customdata) == ["0", "0", "300", "300"]
+    assert {"dense", "magnitude", "random", "variational-dropout"} == {trace.name for trace in scatter.data}
 
 
 def test_a_workload_without_printed_values_and_an_unknown_paper(study, tmp_path):
@@ -132,14 +163,20 @@ def test_the_command_draws_a_papers_figures(study, tmp_path, capsys):
 
 
 def test_a_second_folder_is_drawn_beside_the_first(study, tmp_path):
-    other = write(tmp_path / "other", [run("l0", {}, 0, point(0.9, 70.0, 71.0))], [0.9])
+    tickets = [run("lottery-ticket", {}, 0, point(0.9, 60.0, 61.0))]
+    other = write(tmp_path / "other", [run("l0", {}, 0, point(0.9, 70.0, 71.0, layers=layers(0.9, 0.9))), *tickets], [0.9])
     drawn = paper_figures(study, "gale2019", other)
     curves, scatter = (panel.figures[name] for panel, name in zip(drawn.panels, ("trade-off", "all"), strict=False))
     line = next(trace for trace in curves.data if trace.name == "l0, other")
     assert (line.line.dash, list(line.y)) == ("dash", [71.0])
     marks = next(trace for trace in scatter.data if trace.name == "l0, other")
     assert (marks.marker.symbol, list(marks.x)) == ("triangle-down-open", [90.0])
-    Page(write_paper_page(drawn, "gale2019", tmp_path / "both.html").read_text())
+    named = drawn.named()
+    assert {"layers ≥ 90\N{NO-BREAK SPACE}%", "layers ≥ 90\N{NO-BREAK SPACE}%, other"} <= set(named)
+    (ticket,) = (trace for trace in named["from-masks masks, other"].data if trace.name == "lottery-ticket")
+    assert list(ticket.y) == [61.0]
+    page = Page(write_paper_page(drawn, "gale2019", tmp_path / "both.html").read_text())
+    assert "The paper prints no values" in page.text
     elsewhere = write(tmp_path / "elsewhere", [run("l0", {}, 0, point(0.9, 70.0, 71.0), workload=RESNET)], [0.9], workload=RESNET)
     with pytest.raises(SparsebenchError, match=r"its workload is imagenet/resnet50, that of .* is digits"):
         paper_figures(study, "gale2019", elsewhere)

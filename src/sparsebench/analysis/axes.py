@@ -48,15 +48,16 @@ class Axis:
         return (10.0 ** view[0], 10.0 ** view[1]) if self.layout["type"] == "log" else view
 
 
-def axes(frontiers: Frontiers, weights: int | None, latency: Measured | None) -> tuple[Axis, ...]:
+def axes(frontiers: Frontiers, weights: int | None, latency: Measured | None, printed: Sequence[float] = ()) -> tuple[Axis, ...]:
     """The axes on which the chosen points of a study have places, that of sparsity first.
 
     Args:
         frontiers: The chosen points.
         weights: How many weights the network has that can be made sparse; None where unknown.
         latency: How latencies were measured; None where they cannot be compared.
+        printed: Sparsities of printed values that stand beside the points.
     """
-    found = [_sparsity_axis(frontiers)]
+    found = [_sparsity_axis(frontiers, printed)]
     others: list[tuple[str, str, Callable[[Point], float | None]]] = [
         ("inference", "multiply-adds of inference, 1 = dense", lambda point: point.inference_cost),
         ("training", "multiply-adds of training, 1 = dense", lambda point: point.training_cost),
@@ -68,7 +69,7 @@ def axes(frontiers: Frontiers, weights: int | None, latency: Measured | None) ->
         others.insert(0, ("weights", "non-zero weights", lambda point: _kept(point, weights)))
     chosen = [point for row in frontiers.chosen.values() for point in row if point is not None]
     for key, title, place in others:
-        near, every = _log_range(chosen, place), _log_range((p for p in frontiers.points if p.method != DENSE), place)
+        near, every = _log_range(chosen, place), _log_range(frontiers.points, place)
         if near is not None and every is not None:
             found.append(Axis(key, title, place, {"type": "log"}, near, every))
     return tuple(found)
@@ -85,10 +86,11 @@ def _kept(point: Point, weights: int) -> float | None:
     return weights * (1.0 - point.sparsity) or None  # an empty network has no place on a logarithmic axis
 
 
-def _sparsity_axis(frontiers: Frontiers) -> Axis:
+def _sparsity_axis(frontiers: Frontiers, printed: Sequence[float]) -> Axis:
     places = [sparsity_axis.position(sparsity) for sparsity in frontiers.sparsities]
     points = [sparsity_axis.position(point.sparsity) for point in frontiers.points if point.method != DENSE]
-    every = (-0.05, max([*places, *points], default=1.0) + 0.1)
+    beside = [sparsity_axis.position(sparsity) for sparsity in printed]
+    every = (-0.05, max([*places, *points, *beside], default=1.0) + 0.1)
     margin = max(0.1, 0.06 * (max(places) - min(places))) if places else 0.0
     near = (min(places) - margin, max(places) + margin) if places and any(map(any, frontiers.chosen.values())) else every
     layout = {"type": "linear", **sparsity_axis.ticks(frontiers.sparsities)}

@@ -13,7 +13,7 @@ from sparsebench.analysis.layout import as_plotly_text, base_layout, line_trace,
 from sparsebench.analysis.palette import style
 from sparsebench.analysis.panels import Panel
 from sparsebench.analysis.wording import asked, count
-from sparsebench.records.choice import best_candidate
+from sparsebench.records.choice import best_candidate, choice_order
 
 __all__ = ["budget_panel", "expected_best"]
 
@@ -53,7 +53,8 @@ def budget_panel(frontiers: Frontiers, metric: str) -> Panel:
         caption="The test value to expect if so many configurations, drawn by lot from those here that are sparse enough, "
         "had been tried and the best by validation taken. A line that still rises says that more tries would find "
         "better; methods are compared fairly at the same place on the axis. Each configuration counts with its "
-        "best point.",
+        "best point, however many seeds it has; the best values above pass over single seeds where there are points of "
+        "several, so a line need not end at them.",
         absence="No method has a configuration that is sparse enough, so this cannot be shown.",
         first=len(figures) // 2,
     )
@@ -66,7 +67,7 @@ def _figure(frontiers: Frontiers, sparsity: float, metric: str) -> go.Figure:
         for point in candidates((point for point in frontiers.points if point.method == method), sparsity):
             found[point.configuration].append(point)
         best = [one for own in found.values() if (one := best_candidate(own, sparsity)) is not None]
-        ranked = [one.test.mean for one in sorted(best, key=lambda one: (-one.validation, one.configuration))]
+        ranked = [one.test.mean for one in sorted(best, key=choice_order)]
         if not ranked:
             continue
         steps = {round(len(ranked) ** (index / (_MOST_PLACES - 1))) for index in range(_MOST_PLACES)}

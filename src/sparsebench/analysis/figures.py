@@ -15,14 +15,14 @@ from sparsebench.analysis.frontiers import DENSE, Frontiers, Point
 from sparsebench.analysis.latencies import Measured
 from sparsebench.analysis.layout import as_plotly_text, base_layout, line_trace, metric_axis
 from sparsebench.analysis.palette import style
+from sparsebench.analysis.point_marks import point_marks, thin_out
 from sparsebench.analysis.published_curves import PublishedCurve, published_traces
-from sparsebench.analysis.settings import varying_settings
 from sparsebench.analysis.statistics import Estimate
 from sparsebench.analysis.wording import asked, count, listing, measured, metric_label, value
+from sparsebench.records.published.values import PublishedValue
 
 __all__ = ["TradeOff", "facts", "trade_off"]
 
-_MOST_POINTS = 6000  # more would neither be told apart nor fit the page
 _DODGE = 0.011  # between methods that stand at the same sparsity, in units of the axis
 _CLOSE = 0.1  # of the highest value
 _DIGITS = 5  # of the places of marks: more than a screen shows
@@ -76,19 +76,20 @@ def trade_off(
     Returns:
         The figure and its views.
     """
-    sparse = [point for point in frontiers.points if point.method != DENSE]
-    drawn = sparse[:: max(1, -(-len(sparse) // _MOST_POINTS))]
-    scales = axes(frontiers, weights, latency)
-    every = _value_range([point.test for point in drawn], frontiers.dense)
+    drawn = thin_out(frontiers.points)
+    printed = [one for curve in published if curve.method != DENSE for one in curve.values]
+    scales = axes(frontiers, weights, latency, [one.sparsity for one in printed])
     best = [point.test for chosen in frontiers.chosen.values() for point in chosen if point is not None]
-    near = _value_range(best, frontiers.dense) if best else every
+    every = _value_range([*best, *(point.test for point in drawn)], frontiers.dense, printed)
+    shown = [one for one in printed if _lies_in(sparsity_axis.position(one.sparsity), scales[0].near)]
+    near = _value_range(best, frontiers.dense, shown) if best else every
     views = {"near": near} | _close(best, frontiers.dense) | {"all": every}
     figure = go.Figure()
     if frontiers.dense is not None:
         figure.add_traces(list(_dense_traces(frontiers.dense, metric, scales)))
+        figure.add_trace(_faint(DENSE, drawn, metric, scales, named=False))
     for index, (method, chosen) in enumerate(frontiers.chosen.items()):
-        own = [point for point in drawn if point.method == method]
-        figure.add_trace(_point_trace(method, own, metric, scales, named=not any(chosen)))
+        figure.add_trace(_faint(method, drawn, metric, scales, named=not any(chosen)))
         if any(chosen):
             shift = _DODGE * (index - (len(frontiers.chosen) - 1) / 2)
             figure.add_trace(_line_trace(method, frontiers.sparsities, chosen, metric, scales, shift))
@@ -100,7 +101,7 @@ def trade_off(
         yaxis=metric_axis(metric) | {"range": near},
     )
     outside = sum(not _inside(point, scales[0].near, near) for point in drawn)
-    return TradeOff(figure, scales, views, outside, len(drawn), len(sparse))
+    return TradeOff(figure, scales, views, outside, len(drawn), len(frontiers.points))
 
 
 def _places(scales: Sequence[Axis], points: Sequence[Point | None]) -> dict[str, list[float | None]]:
@@ -128,33 +129,9 @@ def _line_trace(
     )
 
 
-def _point_trace(method: str, points: Sequence[Point], metric: str, scales: Sequence[Axis], named: bool) -> go.Scatter:
-    """Faint marks. What they say is put together by Plotly from a template and columns, or the labels would fill the page."""
-    name, look = as_plotly_text(method), style(method)
-    configs: dict[str, Mapping[str, Any]] = {point.configuration: point.config for point in points}
-    settings = varying_settings(configs)
-    columns: dict[str, list[str]] = {
-        f"test {as_plotly_text(metric_label(metric))}": [value(point.test) for point in points],
-        "measured sparsity": [measured(point.sparsity) for point in points],
-        "seeds": [listing([str(seed) for seed in point.seeds]) for point in points],
-    }
-    if any(point.threshold is not None for point in points):
-        columns["threshold"] = ["" if point.threshold is None else f"{point.threshold:g}" for point in points]
-    for setting in next(iter(settings.values()), {}):
-        columns[as_plotly_text(setting)] = [as_plotly_text(settings[point.configuration][setting]) for point in points]
-    lines = [f"{label.replace('%{', '% {')} %{{customdata[{place}]}}" for place, label in enumerate(columns)]
-    return go.Scatter(
-        x=[round(sparsity_axis.position(point.sparsity), _DIGITS) for point in points],
-        y=[round(point.test.mean, _DIGITS) for point in points],
-        customdata=list(zip(*columns.values(), strict=True)),
-        hovertemplate="<br>".join([f"<b>{name.replace('%{', '% {')}</b>", *lines]) + "<extra></extra>",
-        meta=_places(scales, points),
-        mode="markers",
-        name=name,
-        legendgroup=name,
-        showlegend=named,
-        marker={"color": look.colour, "symbol": look.symbol, "size": 6, "opacity": 0.45},
-    )
+def _faint(method: str, drawn: Sequence[Point], metric: str, scales: Sequence[Axis], named: bool) -> go.Scatter:
+    own = [point for point in drawn if point.method == method]
+    return point_marks(method, own, metric, sparsity_axis.position, meta=_places(scales, own), showlegend=named)
 
 
 def _dense_traces(dense: Point, metric: str, scales: Sequence[Axis]) -> Iterator[go.Scatter]:
@@ -177,7 +154,7 @@ def _dense_traces(dense: Point, metric: str, scales: Sequence[Axis]) -> Iterator
             name=DENSE,
         )
     # A line can be hovered at its vertices only.
-    places = {key: _between(low, high, key == first) for key, (low, high) in ends.items()}
+    places = {key: _evenly_between(low, high, key == first) for key, (low, high) in ends.items()}
     text = f"<b>{DENSE}</b>: best configuration<br>{facts(dense, metric)}"
     yield go.Scatter(
         x=places.pop(first),
@@ -195,7 +172,7 @@ def _dense_traces(dense: Point, metric: str, scales: Sequence[Axis]) -> Iterator
 _VERTICES = 31
 
 
-def _between(low: float, high: float, linear: bool) -> list[float]:
+def _evenly_between(low: float, high: float, linear: bool) -> list[float]:
     shares = [index / (_VERTICES - 1) for index in range(_VERTICES)]
     return [low + (high - low) * share if linear else low * (high / low) ** share for share in shares]
 
@@ -213,16 +190,19 @@ def facts(point: Point, metric: str) -> str:
     return "<br>".join(lines)
 
 
-def _value_range(estimates: Sequence[Estimate], dense: Point | None) -> tuple[float, float]:
+def _value_range(
+    estimates: Sequence[Estimate], dense: Point | None, printed: Sequence[PublishedValue] = ()
+) -> tuple[float, float]:
     known = [*estimates, *([] if dense is None else [dense.test])]
-    if not known:
+    ends = [end for one in printed for end in (one.low, one.high)]
+    means = [*ends, *(estimate.mean for estimate in known)]
+    if not means:
         return (0.0, 1.0)
-    means = [estimate.mean for estimate in known]
     span = max(max(means) - min(means), 1e-3 * max(abs(mean) for mean in means), 1e-9)
     # Intervals of two seeds can be wider than everything else together; they may run out of the figure, the means may not.
     reach = [min(estimate.half_width or 0.0, span) for estimate in known]
-    low = min(mean - width for mean, width in zip(means, reach, strict=True))
-    high = max(mean + width for mean, width in zip(means, reach, strict=True))
+    low = min([*ends, *(estimate.mean - width for estimate, width in zip(known, reach, strict=True))])
+    high = max([*ends, *(estimate.mean + width for estimate, width in zip(known, reach, strict=True))])
     margin = 0.06 * (high - low)
     return low - margin, high + margin
 
@@ -235,4 +215,8 @@ def _close(best: Sequence[Estimate], dense: Point | None) -> dict[str, tuple[flo
 
 
 def _inside(point: Point, x: tuple[float, float], y: tuple[float, float]) -> bool:
-    return x[0] <= sparsity_axis.position(point.sparsity) <= x[1] and y[0] <= point.test.mean <= y[1]
+    return _lies_in(sparsity_axis.position(point.sparsity), x) and _lies_in(point.test.mean, y)
+
+
+def _lies_in(place: float, view: tuple[float, float]) -> bool:
+    return view[0] <= place <= view[1]

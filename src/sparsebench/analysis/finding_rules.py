@@ -87,7 +87,7 @@ RULES = (
         "Supported where at every sparsity networks from scratch and lottery tickets, which have the masks of uniform "
         "magnitude pruning, are shown to be more than 1 % of the dense value below it. Refuted where one is shown not "
         "to be.",
-        "trade-off",
+        "from-masks",
         from_masks,
     ),
     Rule(

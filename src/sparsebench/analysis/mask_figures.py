@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
@@ -10,6 +11,7 @@ from sparsebench.analysis.best_lines import add_dense_level, best_line, half_wid
 from sparsebench.analysis.frontiers import Frontiers, Point
 from sparsebench.analysis.palette import style
 from sparsebench.analysis.panels import Panel
+from sparsebench.analysis.published_curves import PublishedCurve, published_traces
 from sparsebench.analysis.settings import flatten
 from sparsebench.records.choice import best_candidate
 
@@ -25,23 +27,32 @@ _VARIANTS = {  # settings that make a variant of a method, and how its name tell
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
-def mask_panel(frontiers: Frontiers, metric: str) -> Panel:
-    """A figure with a line for every way of training again, beside pruning during training; none where there is none."""
+def mask_panel(frontiers: Frontiers, metric: str, published: Sequence[PublishedCurve] = ()) -> Panel:
+    """A figure with a line for every way of training again, beside pruning during training; none where there is none.
+
+    Args:
+        frontiers: The chosen points.
+        metric: The primary metric.
+        published: Printed curves of the same workload and metric; those of such methods are drawn.
+    """
     present = [method for method in _FROM_MASKS if any(frontiers.chosen.get(method, ()))]
+    printed = [curve for curve in published if curve.method in _FROM_MASKS]
     figure = go.Figure()
     for method in [*present, *(name for name in _BESIDE if any(frontiers.chosen.get(name, ())))]:
         _add_lines(figure, method, frontiers, metric)
+    figure.add_traces(list(published_traces(printed)))
     add_dense_level(figure, frontiers)
     figure.update_layout(sparsity_layout(frontiers, metric, height=520))
     return Panel(
         key="from-masks",
         title="Scratch and lottery tickets",
         label="",
-        figures={"masks": figure} if present else {},
+        figures={"masks": figure} if present or printed else {},
         caption="Networks that have the masks of a pruned one and were trained again: from their original weights "
         "(lottery ticket), or from new ones for as many steps (scratch-e) or for up to twice as many (scratch-b); "
         "a line for each variant: initialization, and what the schedule of the learning rate does with the longer "
-        "training. Bars are intervals over seeds. The dashed line is the dense network.",
+        "training. Bars are intervals over seeds. The dashed line is the dense network"
+        + ("; dotted lines with open marks are what papers print." if printed else "."),
         absence="No network was trained again from the masks of another here, so this cannot be shown.",
     )
 

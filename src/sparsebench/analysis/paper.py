@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 
-from sparsebench.analysis import sparsity_axis
-from sparsebench.analysis.best_lines import add_dense_level, half_widths, means
+from sparsebench.analysis.best_lines import add_dense_level, best_line, half_widths
 from sparsebench.analysis.figures import trade_off
 from sparsebench.analysis.frontiers import DENSE, Frontiers, Point, find_frontiers
 from sparsebench.analysis.layer_figures import layer_panel
-from sparsebench.analysis.layout import as_plotly_text, base_layout, line_trace, metric_axis
+from sparsebench.analysis.layout import base_layout, metric_axis
 from sparsebench.analysis.mask_figures import mask_panel
 from sparsebench.analysis.palette import style
 from sparsebench.analysis.panels import Panel
+from sparsebench.analysis.point_marks import point_marks
 from sparsebench.analysis.published_curves import PublishedCurve, PublishedRow, published_curves, published_rows
 from sparsebench.analysis.study_data import StudyData, load_study
 from sparsebench.analysis.study_figures import named_figures
 from sparsebench.analysis.templates import render
-from sparsebench.analysis.wording import metric_label, value
+from sparsebench.analysis.wording import metric_label
 from sparsebench.atomic import atomic_file
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.published.values import printed_as
@@ -32,21 +33,24 @@ PAPERS = {"gale2019": "Gale, Elsen and Hooker 2019, The State of Sparsity in Dee
 """The papers whose figures can be drawn, and how they are cited."""
 
 _METHODS = ("magnitude", "magnitude-global", "magnitude-erk", "magnitude-non-uniform", "variational-dropout", "l0", "random")
+_VIEWS = {"near": "trade-off", "close": "trade-off close to the highest"}
 
 
 @dataclass(frozen=True)
 class PaperFigures:
-    """What `sparsebench report --paper` draws of a results folder.
+    """What `sparsebench report --paper` draws of a results folder, and of a second one where there is one.
 
     Args:
         data: The study.
         panels: The figures.
-        rows: The values that the paper prints for the workload beside those of the runs; none where it prints none.
+        folders: What the columns of `rows` are called that hold values of runs: "here", and the name of the second folder.
+        rows: The values that the paper prints for the workload, each beside those of the folders; none where it prints none.
     """
 
     data: StudyData
     panels: tuple[Panel, ...]
-    rows: tuple[PublishedRow, ...]
+    folders: tuple[str, ...]
+    rows: tuple[tuple[PublishedRow, ...], ...]
 
     def named(self) -> dict[str, go.Figure]:
         """Every figure by a name of its own."""
@@ -59,8 +63,8 @@ def paper_figures(directory: Path, paper: str, beside: Path | None = None) -> Pa
     Args:
         directory: A folder of own runs, or of imported ones.
         paper: One of `PAPERS`.
-        beside: A second folder of the same workload and metric, drawn with dashed lines and open marks: own runs beside imported
-            ones.
+        beside: A second folder of the same workload and metric: own runs beside imported ones. It is drawn with dashed lines and
+            open marks where lines and points are, by figures of its own elsewhere, and has a column in the table.
 
     Raises:
         SparsebenchError: The paper is not known, a folder holds no finished run, or runs cannot be compared.
@@ -73,15 +77,18 @@ def paper_figures(directory: Path, paper: str, beside: Path | None = None) -> Pa
     own = _only(frontiers, (*_METHODS, DENSE))
     curves = _curves_panel(own, data.metric, [curve for curve in printed if curve.method in _METHODS])
     scatter = _scatter_panel(own, data.metric)
+    layers, masks = layer_panel(own, data.layers), mask_panel(frontiers, data.metric, printed)
+    columns = {"here": published_rows(printed, frontiers)}
     if beside is not None:
-        _add_second(curves, scatter, _second(beside, data), beside.resolve().name)
-    panels = (
-        curves,
-        scatter,
-        layer_panel(own, data.layers),
-        mask_panel(frontiers, data.metric),
-    )
-    return PaperFigures(data, panels, tuple(published_rows(printed, frontiers)))
+        second = _second(beside, data)
+        found, name = find_frontiers(second), beside.resolve().name
+        only = _only(found, _METHODS)
+        _add_second(curves, scatter, only, second.metric, name)
+        layers = _with_second(layers, layer_panel(only, second.layers), name)
+        masks = _with_second(masks, mask_panel(found, second.metric), name)
+        columns[name] = published_rows(printed, found)
+    rows = tuple(zip(*columns.values(), strict=True))
+    return PaperFigures(data, (curves, scatter, layers, masks), tuple(columns), rows)
 
 
 def write_paper_page(figures: PaperFigures, paper: str, out: Path | None = None) -> Path:
@@ -102,6 +109,7 @@ def write_paper_page(figures: PaperFigures, paper: str, out: Path | None = None)
         workload=data.note.workload,
         citation=PAPERS[paper],
         panels=figures.panels,
+        folders=figures.folders,
         rows=figures.rows,
         metric=metric_label(data.metric),
         figures={"panels": {panel.key: panel.as_json() for panel in figures.panels}},
@@ -112,33 +120,37 @@ def write_paper_page(figures: PaperFigures, paper: str, out: Path | None = None)
     return target
 
 
-def _second(directory: Path, first: StudyData) -> Frontiers:
+def _second(directory: Path, first: StudyData) -> StudyData:
     data = load_study(directory)
     names = zip(printed_as(first.note.workload, first.metric), printed_as(data.note.workload, data.metric), strict=True)
     for what, (here, there) in zip(("workload", "metric"), names, strict=True):
         if here != there:
             raise SparsebenchError(f"--beside {directory}: its {what} is {there}, that of {first.directory} is {here}")
-    return _only(find_frontiers(data), _METHODS)
+    return data
 
 
-def _add_second(curves: Panel, scatter: Panel, frontiers: Frontiers, name: str) -> None:
+def _add_second(curves: Panel, scatter: Panel, frontiers: Frontiers, metric: str, name: str) -> None:
     for method, chosen in frontiers.chosen.items():
         look, called = style(method), f"{method}, {name}"
-        for figure in curves.figures.values():
-            figure.add_trace(
-                line_trace(
-                    called,
-                    [sparsity_axis.position(sparsity) for sparsity in frontiers.sparsities],
-                    means(chosen),
-                    ["" if point is None else f"<b>{as_plotly_text(called)}</b><br>{value(point.test)}" for point in chosen],
-                    look,
-                    half_widths(chosen),
-                    line={"color": look.colour, "width": 2, "dash": "dash"},
+        if any(chosen):
+            for figure in curves.figures.values():
+                line = {"color": look.colour, "width": 2, "dash": "dash"}
+                figure.add_trace(
+                    best_line(called, called, frontiers.sparsities, chosen, metric, look, error=half_widths(chosen), line=line)
                 )
-            )
+        own = [point for point in frontiers.points if point.method == method]
         for figure in scatter.figures.values():
-            marks = _marks(method, [point for point in frontiers.points if point.method == method])
-            figure.add_trace(marks.update(name=as_plotly_text(called), marker={"symbol": f"{look.symbol}-open"}))
+            figure.add_trace(_marks(method, own, metric, called, marker={"symbol": f"{look.symbol}-open"}))
+    for title, alone in _curves_panel(frontiers, metric, ()).figures.items():
+        if title in curves.figures:
+            layout = curves.figures[title].layout
+            for axis, other in ((layout.xaxis, alone.layout.xaxis), (layout.yaxis, alone.layout.yaxis)):
+                axis.range = (min(axis.range[0], other.range[0]), max(axis.range[1], other.range[1]))
+
+
+def _with_second(panel: Panel, other: Panel, name: str) -> Panel:
+    """A part of the page whose list goes on with the figures of a second folder."""
+    return replace(panel, figures=panel.figures | {f"{title}, {name}": figure for title, figure in other.figures.items()})
 
 
 def _only(frontiers: Frontiers, methods: Sequence[str]) -> Frontiers:
@@ -151,11 +163,13 @@ def _only(frontiers: Frontiers, methods: Sequence[str]) -> Frontiers:
 
 def _curves_panel(frontiers: Frontiers, metric: str, printed: Sequence[PublishedCurve]) -> Panel:
     curves = trade_off(replace(frontiers, points=()), metric, printed)
+    views = {_VIEWS[view]: values for view, values in curves.views.items() if view in _VIEWS}
+    figures = {name: go.Figure(curves.figure).update_yaxes(range=list(values)) for name, values in views.items()}
     return Panel(
         key="curves",
         title="Sparsity and accuracy",
-        label="",
-        figures={"trade-off": curves.figure} if any(map(any, frontiers.chosen.values())) else {},
+        label="Show",
+        figures=figures if any(map(any, frontiers.chosen.values())) else {},
         caption="The best point of each technique with at least the sparsity of the axis, chosen on the validation split "
         "where there is one. Dotted lines with open marks are what the paper prints; bars are 95 % intervals over "
         "seeds.",
@@ -165,10 +179,10 @@ def _curves_panel(frontiers: Frontiers, metric: str, printed: Sequence[Published
 
 def _scatter_panel(frontiers: Frontiers, metric: str) -> Panel:
     figure = go.Figure()
-    for method in frontiers.chosen:
+    for method in (DENSE, *frontiers.chosen):
         points = [point for point in frontiers.points if point.method == method]
         if points:
-            figure.add_trace(_marks(method, points))
+            figure.add_trace(_marks(method, points, metric))
     add_dense_level(figure, frontiers)
     figure.update_layout(
         **base_layout(height=520),
@@ -181,18 +195,10 @@ def _scatter_panel(frontiers: Frontiers, metric: str) -> Panel:
         label="",
         figures={"all": figure} if figure.data else {},
         caption="Every configuration of each technique at the sparsity it was measured to have, a mean over its seeds; "
-        "the dashed line is the dense network.",
+        "the dashed line is the dense network. Touch or point at a mark for its settings.",
         absence="No technique of the paper was run here, so this cannot be drawn.",
     )
 
 
-def _marks(method: str, points: Sequence[Point]) -> go.Scatter:
-    look = style(method)
-    return go.Scatter(
-        x=[round(100.0 * point.sparsity, 3) for point in points],
-        y=[round(point.test.mean, 4) for point in points],
-        mode="markers",
-        name=method,
-        hovertemplate=f"<b>{method}</b><br>sparsity %{{x}} %<br>%{{y}}<extra></extra>",
-        marker={"color": look.colour, "symbol": look.symbol, "size": 6, "opacity": 0.5},
-    )
+def _marks(method: str, points: Sequence[Point], metric: str, name: str = "", **more: Any) -> go.Scatter:
+    return point_marks(method, points, metric, lambda sparsity: 100.0 * sparsity, name, **more)

@@ -57,7 +57,7 @@ def study_figures(data: StudyData, frontiers: Frontiers) -> StudyFigures:
         head_panel(frontiers, data.layers),
         distribution_panel(frontiers, data.distributions),
         training_panel(data, frontiers),
-        mask_panel(frontiers, data.metric),
+        mask_panel(frontiers, data.metric, published),
         sensitivity_panel(frontiers, data.metric),
         budget_panel(frontiers, data.metric),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol, TypeVar
 
-__all__ = ["DENSE", "TOLERANCE", "Candidate", "best_candidate", "best_of_all", "sparse_enough"]
+__all__ = ["DENSE", "TOLERANCE", "Candidate", "best_candidate", "best_of_all", "choice_order", "sparse_enough"]
 
 DENSE = "dense"
 """The method that drops nothing, which no sparsity is asked of."""
@@ -88,10 +88,11 @@ def best_of_all(points: Iterable[C], sparsity: float = 0.0) -> C | None:
         points: The points of one method.
         sparsity: The sparsity asked about.
     """
-    return min((point for point in points if sparse_enough(point.sparsity, sparsity)), key=_order, default=None)
+    return min((point for point in points if sparse_enough(point.sparsity, sparsity)), key=choice_order, default=None)
 
 
-def _order(point: Candidate) -> tuple[float, float, str, float, float]:
+def choice_order(point: Candidate) -> tuple[float, float, str, float, float]:
+    """What sorts points so that the one which would be chosen first comes first."""
     below_all = float("-inf")
     return (
         -point.validation,
