@@ -153,6 +153,7 @@ def report(
 
     Example: sparsebench report runs/quickstart
     """
+    from sparsebench.analysis.failures_page import nothing_but_failures, write_failures_page
     from sparsebench.analysis.page import StudyReport
     from sparsebench.analysis.paper import paper_figures, write_paper_page
     from sparsebench.analysis.print_figures import print_figures
@@ -161,6 +162,10 @@ def report(
         raise SparsebenchError(
             "--beside goes with --paper: name the paper whose figures are to be drawn, such as --paper gale2019"
         )
+    if paper is None and nothing_but_failures(directory):
+        terminal.say("no run has finished: there are no values and no figures, and the page lists the failures")
+        terminal.say(f"report: {write_failures_page(directory, out)}")
+        return
     if paper is None:
         study = StudyReport.of(directory)
         page = study.write_page(out)

@@ -11,8 +11,10 @@ from analysis_studies import fail, layers, point, run, small_study, write
 from page_reader import Page
 
 import sparsebench.analysis.page as page_module
+from sparsebench.analysis.failures_page import nothing_but_failures
 from sparsebench.analysis.frontiers import best_values
 from sparsebench.analysis.page import render_page, write_page
+from sparsebench.cli import app
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.query import query
 
@@ -158,6 +160,28 @@ def test_a_method_whose_runs_all_failed_is_not_forgotten(tmp_path):
     assert "No run of l0 and rigl finished" in page.text
     costs = {row[0]: row[1:] for row in page.tables["Tuning budget and training cost"]}
     assert costs["l0"] == ["0", "0", EN_DASH, "0", "1", *[EN_DASH] * 4]
+
+
+def test_a_study_whose_runs_all_failed_has_a_page_of_its_own(tmp_path, capsys):
+    directory = write(tmp_path, [], [0.8], planned_runs=5, command="sparsebench study run synthetic")
+    for seed, reason in enumerate(("out of memory", "the loss is nan at step 3\n\nTraceback")):
+        fail(directory, run("l0", {"penalty": float(seed)}, seed, point(0.9, 1.0, 1.0)), reason)
+    (directory / "runs" / "begun").mkdir()
+    with pytest.raises(SparsebenchError, match="holds no finished run yet"):
+        render_page(directory)
+    app(["report", str(directory)], standalone_mode=False)
+    assert "no run has finished" in capsys.readouterr().out
+    page = Page((directory / "report.html").read_text())
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "No run of this study has finished, so this page has no values" in text
+    assert "2 runs failed, 1 more was begun and did not finish; 5 were planned." in text
+    assert "sparsebench study run synthetic" in text
+    rows = sorted(page.tables["Failed runs"][1:], key=lambda row: row[3])
+    assert [row[1:] for row in rows] == [
+        ["l0", "out of memory", "penalty 0, seed 0"],
+        ["l0", "the loss is nan at step 3", "penalty 1, seed 1"],
+    ]
+    assert not nothing_but_failures(write(tmp_path / "fine", small_study(), [0.8]))
 
 
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'><b>&amp;{{ 7 * 7 }}"

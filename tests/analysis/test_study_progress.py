@@ -86,6 +86,16 @@ def test_a_study_whose_first_run_is_not_done_can_be_watched(tmp_path):
     assert not (directory / "report.html").exists()
 
 
+def test_a_page_is_written_of_failures_alone(tmp_path):
+    directory = write(tmp_path, [], [0.8], planned_runs=1)
+    lost = directory / "runs" / "lost"
+    lost.mkdir(parents=True)
+    (lost / "failure.txt").write_text("out of luck")
+    snapshot = next(watch(directory, interval=0.0, refresh_page=True))
+    assert snapshot.best is None
+    assert "out of luck" in snapshot.page.read_text()
+
+
 def test_the_folder_is_found_by_path_or_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     directory = write(tmp_path / "runs" / "mine", small_study(), [0.8])

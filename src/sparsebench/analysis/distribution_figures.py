@@ -98,7 +98,9 @@ def _figure(method: str, layers: Sequence[LayerDistribution]) -> go.Figure:
 
 def _traces(method: str, layer: LayerDistribution, named: bool) -> Iterator[go.Scatter]:
     if layer.before is not None:
-        yield _steps("at initialization", layer.before, named, line={"color": _BEFORE, "width": 1.5, "shape": "hvh", "dash": "dot"})
+        yield _steps(
+            "at initialization", layer.before, named, line={"color": _BEFORE, "width": 1.5, "shape": "hvh", "dash": "dot"}
+        )
     line = {"color": style(method).colour, "width": 2, "shape": "hvh"}
     yield _steps(f"{as_plotly_text(method)}, at the end", layer.after, named, line=line, fill="tozeroy")
 

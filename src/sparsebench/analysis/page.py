@@ -146,7 +146,7 @@ def _render(data: StudyData, frontiers: Frontiers, figures: StudyFigures) -> str
         choices=choices(data, frontiers),
         shared=shared,
         costs=costs(data),
-        failed=failed_runs(data),
+        failed=failed_runs(data.failures, data.results),
         tables_alone=data.tables_alone,
         tolerance=f"{100 * TOLERANCE:g}",
         level=f"{100 * LEVEL:g}",

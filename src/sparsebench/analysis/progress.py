@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparsebench.analysis.failures_page import write_failures_page
 from sparsebench.analysis.frontiers import BestValues
 from sparsebench.analysis.page import StudyReport
 from sparsebench.analysis.study_data import read_note
@@ -154,7 +155,10 @@ def watch(directory: Path, *, interval: float, refresh_page: bool) -> Iterator[S
             begin = time.monotonic()
             report = StudyReport.of(directory) if progress.finished else None
             best = None if report is None else report.best
-            page = report.write_page() if refresh_page and report is not None else page
+            if refresh_page and report is not None:
+                page = report.write_page()
+            elif refresh_page and progress.failed:
+                page = write_failures_page(directory)
             seen, next_reading = counts, time.monotonic() + _PATIENCE * (time.monotonic() - begin)
         yield Snapshot(progress, best, page)
         if progress.ended:

@@ -17,7 +17,7 @@ from sparsebench.records.run_states import holds_tables_alone, run_folders
 from sparsebench.records.schema import Fraction
 from sparsebench.records.table import open_tables
 
-__all__ = ["Failure", "MethodNote", "StudyData", "StudyNote", "known_steps", "load_study", "read_note"]
+__all__ = ["Failure", "MethodNote", "StudyData", "StudyNote", "known_steps", "load_study", "read_failures", "read_note"]
 
 
 class MethodNote(BaseModel):
@@ -116,10 +116,15 @@ def load_study(directory: Path) -> StudyData:
         layers=layers,
         distributions=tables.rows("distributions"),
         tables_alone=holds_tables_alone(directory),
-        failures=tuple(_failure(folder) for folder in folders if folder.status() == "failed"),
+        failures=read_failures(directory),
         unfinished=sum(folder.status() == "started" for folder in folders),
         stopped=sum(folder.status() == "stopped" for folder in folders),
     )
+
+
+def read_failures(directory: Path) -> tuple[Failure, ...]:
+    """The runs of a results folder that failed, in order of their ids."""
+    return tuple(_failure(folder) for folder in run_folders(directory) if folder.status() == "failed")
 
 
 def known_steps(runs: pd.DataFrame) -> list[int]:

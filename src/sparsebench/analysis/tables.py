@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,13 +210,18 @@ def costs(data: StudyData) -> list[Cost]:
     return rows
 
 
-def failed_runs(data: StudyData) -> list[FailedRun]:
-    """The table of failed runs, with the settings in which they differ from the other runs of their method."""
+def failed_runs(failures: Sequence[Failure], results: pd.DataFrame) -> list[FailedRun]:
+    """The table of failed runs, with the settings in which they differ from the other runs of their method.
+
+    Args:
+        failures: The runs that failed.
+        results: The table `results` of those that did not.
+    """
     configs: dict[str, dict[str, Mapping[str, Any]]] = {}
-    finished = data.results.drop_duplicates("configuration")
+    finished = results.drop_duplicates("configuration")
     for method, configuration, config in zip(finished["method"], finished["configuration"], finished["config"], strict=True):
         configs.setdefault(method, {})[configuration] = json.loads(config)
-    for failure in data.failures:
+    for failure in failures:
         configs.setdefault(failure.method, {})[failure.run_id] = failure.config
     settings = {method: varying_settings(own) for method, own in configs.items()}
     return [
@@ -226,7 +231,7 @@ def failed_runs(data: StudyData) -> list[FailedRun]:
             settings=_together(_with_seed(failure, settings[failure.method][failure.run_id])),
             reason=failure.reason,
         )
-        for failure in data.failures
+        for failure in failures
     ]
 
 
