@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 import scipy.stats
-from analysis_studies import run, small_study, with_histograms, write
+from analysis_studies import point, run, small_study, with_histograms, write
 from page_reader import Page
 
 from sparsebench.analysis.page import render_page
@@ -153,7 +153,7 @@ def test_comparisons(study, page):
             first, second = (values(study, rows[name]) for name in (one, other))
             apart = np.array([first[seed] - second[seed] for seed in sorted(first)])
             tests[one, other] = apart if apart.mean() >= 0 else -apart
-            expected[frozenset((one, other)), sparsity] = [tests[one, other]]
+            expected[frozenset((one, other)), sparsity] = [tests[one, other], hedges_g(first, second)]
         p = [scipy.stats.ttest_1samp(apart, 0.0).pvalue for apart in tests.values()]
         order = sorted(range(len(p)), key=p.__getitem__)
         running = 0.0
@@ -162,15 +162,25 @@ def test_comparisons(study, page):
             expected[frozenset(list(tests)[place]), sparsity].append(running)
     rows = page.tables["Pairwise comparisons"][1:]
     assert len(rows) == len(expected) == 12
-    for first, second, asked, difference, _, adjusted, replicates, verdict in rows:
-        apart, p = expected[frozenset((first, second)), asked]
+    for first, second, asked, difference, effect, adjusted, replicates, verdict in rows:
+        apart, size, p = expected[frozenset((first, second)), asked]
         half = scipy.stats.t.ppf(0.975, 2) * apart.std(ddof=1) / math.sqrt(3)
         assert difference == f"{apart.mean():.2f} ± {half:.2f} points"
         assert (adjusted, replicates) == (f"{p:.4f}", "3 pairs")
+        assert float(effect) == pytest.approx(size, abs=0.051)
         assert verdict == (f"{first} is better" if p <= 0.05 else "no difference shown")
         sentence = next(text for text in verdicts(page) if {first, second} <= set(re.findall(r"[\w-]+", text)))
         told = f"{first} beats {second}" in sentence and f"{difference} at" in sentence
         assert told == (p <= 0.05), (sentence, p)
+
+
+def hedges_g(first, second):
+    """Of groups of equal size: the pooled variance is the mean of both, and gamma functions give the exact correction."""
+    groups = [np.array(list(own.values())) for own in (first, second)]
+    pooled = math.sqrt(np.mean([own.var(ddof=1) for own in groups]))
+    freedom = sum(map(len, groups)) - 2
+    correction = math.gamma(freedom / 2) / (math.sqrt(freedom / 2) * math.gamma((freedom - 1) / 2))
+    return abs(groups[0].mean() - groups[1].mean()) / pooled * correction
 
 
 def verdicts(page):
@@ -221,6 +231,35 @@ def test_the_summary_and_every_mark_of_the_first_figure(study, page):
     )
     assert [name for name, _ in drawn] == [name for name, _ in expected]
     assert [value for _, value in drawn] == pytest.approx([value for _, value in expected], abs=1e-5)
+
+
+def test_single_seeds_are_passed_over_where_there_are_points_of_several(tmp_path):
+    """Also the place of each configuration in "What tuning buys", where they count."""
+    lucky = [run("magnitude", {"sparsity": 0.9, "begin": begin}, 0, point(0.9, 99.0 + begin, 98.0)) for begin in (1, 2)]
+    lucky += [run("l0", {"penalty": penalty}, 0, point(0.9, 80.0 + penalty, 70.0)) for penalty in (1.0, 2.0)]
+    study = write(tmp_path, [*noisy_records(), *lucky], (0.9,))
+    page = Page(render_page(study))
+    rows = query(
+        study,
+        f"with points as ({POINTS}), enough as (select * from points where sparsity >= 0.9 - 0.0005 and method != 'dense') "
+        "select * from enough qualify "
+        "row_number() over (partition by method order by seeds > 1 desc, validation desc, sparsity desc) = 1",
+    )
+    table = {row[0]: row[1] for row in page.tables["Test accuracy (%) at least this sparse"][1:]}
+    for row in rows.itertuples():
+        text = f"{row.test:.2f}1 seed" if row.seeds == 1 else f"{with_interval(row.test, row.spread, row.seeds)}3 seeds"
+        assert table[row.method].removeprefix("★ highest: ") == text
+    assert {row.method: row.seeds for row in rows.itertuples()}["magnitude"] == 3
+    assert {row.method: row.seeds for row in rows.itertuples()}["l0"] == 1
+    tries = query(
+        study,
+        f"with points as ({POINTS}) select test from points where method = 'magnitude' and sparsity > 0.89 order by validation",
+    )
+    (budget,) = page.figures["panels"]["budget"]
+    line = next(trace for trace in budget["data"] if trace["name"] == "magnitude")
+    assert line["x"][0] == 1
+    assert line["y"][0] == pytest.approx(tries["test"].mean())
+    assert (line["x"][-1], line["y"][-1]) == (len(tries), pytest.approx(tries["test"].iloc[-1]))
 
 
 def test_failed_runs_are_counted_and_change_no_value(study, tmp_path):
