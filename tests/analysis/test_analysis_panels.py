@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import statistics
 
 import pytest
@@ -117,18 +118,32 @@ def test_training_curves_are_those_of_the_first_seed(tmp_path):
     assert (list(sparsity.y), sparsity.yaxis) == ([0.1, 0.9], "y2")
 
 
+def test_training_curves_can_be_passed_on_without_their_runs(tmp_path):
+    records = [run("magnitude", {}, 0, point(0.9, 90.0, 91.0))]
+    whole = write(tmp_path / "whole", records, [0.9])
+    load_study(whole)
+    (tmp_path / "passed" / "curves").mkdir(parents=True)
+    for name in ("results.parquet", "layers.parquet", "study.json"):
+        shutil.copy(whole / name, tmp_path / "passed" / name)
+    written = '{"step": 5, "metric": 80.0, "sparsity": 0.5}\n'
+    (tmp_path / "passed" / "curves" / f"{records[0].run_id}.jsonl").write_text(written)
+    data = load_study(tmp_path / "passed")
+    (figure,) = training_panel(data, find_frontiers(data)).figures.values()
+    assert [(list(trace.x), list(trace.y)) for trace in figure.data] == [([5], [80.0]), ([5], [0.5])]
+
+
 def test_training_curves_survive_what_is_no_number(tmp_path):
     folder = RunFolder.of(tmp_path, "a")
     folder.path.mkdir(parents=True)
-    assert read_training_curve(folder) is None
+    assert read_training_curve(folder.curve_path) is None
     curve(folder, [{"step": 1, "metric": float("nan"), "sparsity": 0.5}, {"step": 2, "sparsity": float("inf")}])
-    found = read_training_curve(folder)
+    found = read_training_curve(folder.curve_path)
     assert (found.steps, found.metric, found.sparsity) == ((1, 2), (None, None), (0.5, None))
     curve(folder, [{"step": step, "metric": 1.0, "sparsity": 0.0} for step in range(10_000)])
-    assert len(read_training_curve(folder).steps) <= 60
+    assert len(read_training_curve(folder.curve_path).steps) <= 60
     for broken in ("{", '{"metric": 1}', "[]", ""):
         folder.curve_path.write_text(broken)
-        assert read_training_curve(folder) is None
+        assert read_training_curve(folder.curve_path) is None
 
 
 def test_each_way_of_training_again_has_a_line(tmp_path):

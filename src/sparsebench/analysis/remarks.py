@@ -75,10 +75,7 @@ def _sources(data: StudyData, frontiers: Frontiers) -> Iterator[str]:
             "the best values look a little better than they are; what the runs cost is unknown."
         )
     if data.tables_alone:
-        yield (
-            "The tables of this folder came without its runs, so that nothing is known of runs that failed, nor of how the "
-            "trainings went on."
-        )
+        yield "The tables of this folder came without its runs, so that nothing is known of runs that failed."
     if not data.has_study_file:
         yield (
             "This folder has no study.json: its runs were started one by one. What they were meant to compare is "

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
@@ -18,7 +19,10 @@ from sparsebench.analysis.study_data import StudyData
 from sparsebench.analysis.wording import asked, metric_label
 from sparsebench.records.run_folder import RunFolder
 
-__all__ = ["TrainingCurve", "read_training_curve", "training_panel"]
+__all__ = ["PASSED_ON", "TrainingCurve", "read_training_curve", "training_curve_path", "training_panel"]
+
+PASSED_ON = "curves"
+"""The folder of training curves in a results folder that was passed on without its runs."""
 
 _MOST_PLACES = 60
 
@@ -32,10 +36,16 @@ class TrainingCurve:
     sparsity: tuple[float | None, ...]
 
 
-def read_training_curve(folder: RunFolder) -> TrainingCurve | None:
-    """The curve of a run, at most sixty places of it; None where the run left none that can be read."""
+def training_curve_path(directory: Path, run_id: str) -> Path:
+    """Where a results folder keeps the training curve of a run: the run's folder, or `curves` where it came without runs."""
+    own = RunFolder.of(directory, run_id).curve_path
+    return own if own.exists() else directory / PASSED_ON / f"{run_id}.jsonl"
+
+
+def read_training_curve(path: Path) -> TrainingCurve | None:
+    """The curve of a run, at most sixty places of it; None where there is none that can be read."""
     try:
-        lines = [json.loads(line) for line in folder.curve_path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         lines = lines[:: max(1, -(-len(lines) // _MOST_PLACES))]
         steps = tuple(int(line["step"]) for line in lines)
     except (OSError, ValueError, KeyError, TypeError):
@@ -69,14 +79,14 @@ def training_panel(data: StudyData, frontiers: Frontiers) -> Panel:
         figures=figures,
         caption="The first seed of every chosen point: above the metric on the validation split, below the sparsity at "
         "that step. Variational dropout is shown at the threshold that its run watches.",
-        absence="The folder holds no training curves of the chosen points (a table of results alone has none).",
+        absence="The folder holds no training curves of the chosen points (tables of results alone have none).",
         first=len(figures) // 2,
     )
 
 
 def _curve(data: StudyData, runs: Any, point: Point) -> TrainingCurve | None:
     run_id = runs.get((point.configuration, point.seeds[0]))
-    return None if run_id is None else read_training_curve(RunFolder.of(data.directory, str(run_id)))
+    return None if run_id is None else read_training_curve(training_curve_path(data.directory, str(run_id)))
 
 
 def _traces(point: Point, curve: TrainingCurve, metric: str) -> Sequence[go.Scatter]:
