@@ -39,6 +39,7 @@ CONVOLUTIONS = [
 
 # Tokens of Multi30k's vocabulary.
 MULTI30K = 4000
+BEAM = 4
 
 ELEMENTS, BLOCKS, SPARSELAB = "single weights", "blocks of 16 outputs", "sparselab"
 Way = Callable[[], Any]
@@ -122,7 +123,7 @@ class Encoder(nn.Module):
 
 def translate(model: Transformer, source: torch.Tensor) -> list[list[int]]:
     """Beam-4 decoding. The end is never likely for random weights: translations become as long as sentences of Multi30k are."""
-    return beam_search(model, source, max_length=source.shape[1] + 1, beam=4)
+    return beam_search(model, source, max_length=source.shape[1] + 1, beam=BEAM)
 
 
 def sentences(number: int) -> torch.Tensor:

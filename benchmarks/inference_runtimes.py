@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from inference_cases import Case, Way
+from inference_cases import BEAM, Case, Way
+from onnx_decoding import OtherTransformer, assert_same_scores, onnx_graphs
 from torch import nn
 
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
@@ -41,6 +42,22 @@ class Dense:
         return file.getvalue()
 
     @cached_property
+    def graphs(self) -> tuple[bytes, bytes]:
+        """The two graphs of a network that decodes, as ONNX."""
+        with torch.inference_mode(False), torch.no_grad():
+            return onnx_graphs(self.model, torch.from_numpy(self.arrays[0]), BEAM)
+
+    def decoding(self, run: Callable[[bytes], Callable[[Sequence[Any]], Sequence[Any]]]) -> Way:
+        """The case's use of the network, computed by the two graphs.
+
+        Args:
+            run: From a graph to what computes it.
+        """
+        other = OtherTransformer(self.model, *map(run, self.graphs))
+        assert_same_scores(self.model, other, torch.from_numpy(self.arrays[0]), BEAM)
+        return self.case.way(other, self.inputs)
+
+    @cached_property
     def openvino(self) -> Any:
         """The network as OpenVINO's."""
         import openvino as ov
@@ -63,7 +80,10 @@ def pytorch_bfloat16(dense: Dense) -> Way:
 
 def onnx_runtime(dense: Dense) -> Way:
     """ONNX Runtime in float32."""
-    return _session(dense.onnx, dense)
+    if dense.case.use is not None:
+        return dense.decoding(partial(_computed, threads=dense.threads))
+    compute, arrays = _computed(dense.onnx, dense.threads), dense.arrays
+    return lambda: compute(arrays)
 
 
 def onnx_runtime_int8(dense: Dense) -> Way:
@@ -83,12 +103,18 @@ def onnx_runtime_int8(dense: Dense) -> Way:
         before, after = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         before.write_bytes(dense.onnx)
         quantize_static(before, after, Once(_named(dense)), quant_format=QuantFormat.QDQ, per_channel=True)
-        return _session(after.read_bytes(), dense)
+        compute, arrays = _computed(after.read_bytes(), dense.threads), dense.arrays
+        return lambda: compute(arrays)
 
 
 def openvino(dense: Dense, precision: str = "f32") -> Way:
     """OpenVINO in float32, or with its hint for bfloat16."""
-    return _request(dense.openvino, dense, precision)
+    if dense.case.use is not None:
+        import openvino as ov
+
+        return dense.decoding(lambda graph: _requested(ov.Core().read_model(graph), dense.threads, precision))
+    compute, arrays = _requested(dense.openvino, dense.threads, precision), dense.arrays
+    return lambda: compute(arrays)
 
 
 def openvino_int8(dense: Dense) -> Way:
@@ -98,7 +124,8 @@ def openvino_int8(dense: Dense) -> Way:
     logging.getLogger("nncf").setLevel(logging.ERROR)
     arrays = dense.arrays
     data = nncf.Dataset([arrays[0] if len(arrays) == 1 else arrays])
-    return _request(nncf.quantize(dense.openvino.clone(), data, subset_size=1), dense, "f32")
+    compute = _requested(nncf.quantize(dense.openvino.clone(), data, subset_size=1), dense.threads, "f32")
+    return lambda: compute(arrays)
 
 
 def _named(dense: Dense) -> dict[str, Any]:
@@ -107,22 +134,22 @@ def _named(dense: Dense) -> dict[str, Any]:
     return dict(zip([held.name for held in onnx.load_from_string(dense.onnx).graph.input], dense.arrays, strict=True))
 
 
-def _session(data: bytes, dense: Dense) -> Way:
+def _computed(graph: bytes, threads: int) -> Callable[[Sequence[Any]], Sequence[Any]]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = dense.threads, 3
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    inputs = {held.name: array for held, array in zip(session.get_inputs(), dense.arrays, strict=True)}
-    return lambda: session.run(None, inputs)
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    names = [held.name for held in session.get_inputs()]
+    return lambda arrays: session.run(None, dict(zip(names, arrays, strict=True)))
 
 
-def _request(model: Any, dense: Dense, precision: str) -> Way:
+def _requested(model: Any, threads: int, precision: str) -> Callable[[Sequence[Any]], Sequence[Any]]:
     import openvino as ov
 
-    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": dense.threads, "PERFORMANCE_HINT": "LATENCY"}
-    request, arrays = ov.compile_model(model, "CPU", settings).create_infer_request(), dense.arrays
-    return lambda: request.infer(arrays)
+    settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    request = ov.compile_model(model, "CPU", settings).create_infer_request()
+    return lambda arrays: list(request.infer(arrays).values())
 
 
 class Runtime(NamedTuple):
@@ -132,7 +159,7 @@ class Runtime(NamedTuple):
         packages: What must be installed.
         precision: Of weights and activations.
         make: From a network to what is timed.
-        calls_only: Whether it runs networks that are called, and no Python around them.
+        calls_only: Whether it runs networks that are called, and does not decode.
     """
 
     packages: tuple[str, ...]
@@ -144,8 +171,8 @@ class Runtime(NamedTuple):
 RUNTIMES: dict[str, Runtime] = {
     PYTORCH: Runtime((), FLOAT32, pytorch, calls_only=False),
     AGAIN: Runtime((), FLOAT32, pytorch, calls_only=False),
-    "ONNX Runtime": Runtime(("onnx", "onnxscript", "onnxruntime"), FLOAT32, onnx_runtime),
-    "OpenVINO": Runtime(("openvino",), FLOAT32, openvino),
+    "ONNX Runtime": Runtime(("onnx", "onnxscript", "onnxruntime"), FLOAT32, onnx_runtime, calls_only=False),
+    "OpenVINO": Runtime(("openvino",), FLOAT32, openvino, calls_only=False),
     "PyTorch bf16": Runtime((), BFLOAT16, pytorch_bfloat16, calls_only=False),
     "OpenVINO bf16": Runtime(("openvino",), BFLOAT16, partial(openvino, precision="bf16")),
     "ONNX Runtime int8": Runtime(("onnx", "onnxscript", "onnxruntime"), INT8, onnx_runtime_int8),
