@@ -403,7 +403,36 @@ def test_layers_whose_weights_are_read_elsewhere_stay(model):
     x = torch.randn(2, 5, 16)
     compiled = compile_sparse(pruned(model), x)
     assert_same(compiled, model, x)
-    assert compiled.sparse_choices == ()
+    assert compiled.sparse_choices
+    for choice in compiled.sparse_choices:
+        assert not choice.sparse
+        assert choice.reason == "reads the weights of its parts without calling them"
+        weights = [weight for weight in model.get_submodule(choice.name).parameters() if weight.dim() == 2]
+        assert choice.weights == sum(weight.numel() for weight in weights)
+        assert choice.sparsity == pytest.approx(sum(float((weight == 0).sum()) for weight in weights) / choice.weights)
+
+
+@pytest.mark.usefixtures("all_sparse")
+def test_layers_that_cannot_run_sparse_are_in_the_table_with_the_reason():
+    class Own(nn.Linear):
+        pass
+
+    model = pruned(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.Conv2d(4, 4, 3, groups=4),
+            nn.ReLU(),
+            nn.ConvTranspose2d(4, 2, 2),
+            nn.Flatten(),
+            Own(18, 6),
+            nn.Linear(6, 2),
+        ),
+        0.5,
+    )
+    compiled = compile_sparse(model, torch.randn(2, 3, 6, 6))
+    table = {choice.name.split(".")[0]: choice.reason for choice in compiled.sparse_choices}
+    assert table == {"0": "", "1": "groups", "3": "no sparse ConvTranspose2d", "5": "no sparse Own", "6": ""}
+    assert "groups" in str(compiled.sparse_choices)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +448,7 @@ def test_layers_whose_weights_are_read_elsewhere_stay(model):
     ],
 )
 def test_other_layers_are_no_candidates(layer):
-    assert not compilation._is_supported(layer)
+    assert compilation._reason_to_stay_dense(layer)
 
 
 @pytest.mark.usefixtures("all_sparse")

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.inference.chaining import add_chains
@@ -32,6 +33,8 @@ MOST_BLOCKS = 0.9
 LEAST_FILL = 0.5
 # These read the weights of their parts without calling them.
 _CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+# These multiply by weights too, and may be subclasses of what could run sparse; an embedding only looks its weights up.
+_OTHERS = (nn.Linear, _ConvNd, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
 
 
 def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
@@ -82,12 +85,12 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
         run = partial(_run, example_input=example_input)
         choose_memory_format(compiled, run)
         calls = _calls(compiled, example_input)
-        choices: list[LayerChoice] = []
+        measured: dict[str, LayerChoice] = {}
         replacements: dict[nn.Module, nn.Module] = {}
         others: dict[nn.Module, SparseLinear] = {}
         for name, module in _candidates(compiled):
             choice, sparse = _choose(_known_name(name), module, calls.get(name))
-            choices.append(choice)
+            measured[choice.name] = choice
             if choice.sparse and sparse is not None:
                 replacements[module] = sparse
             elif isinstance(sparse, SparseLinear):
@@ -95,7 +98,7 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
         # The dense layers that a chain may take instead are the same ones in both networks.
         replaced = with_replacements(compiled, {**replacements, **{module: module for module in others}})
         chains = add_chains(replaced, run, {id(module): sparse for module, sparse in others.items()})
-        choices += chains
+        choices = [*_all_layers(plain, measured), *chains]
         is_changed = bool(replacements or chains)
         whole = fastest_whole(compiled, replaced if is_changed else None, plain, run)
         compiled = whole.network
@@ -153,32 +156,43 @@ def _run(model: nn.Module, example_input: Any) -> Any:
     return model(example_input)
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Layers that may run sparse, each once; a layer with its sum and its rectifier as one."""
+def _weighted_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    """Layers that multiply by weights, each once with its sum and its rectifier, and why they cannot run sparse, if so."""
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         if module in inside:
             continue
-        if isinstance(module, Rectified | Added):
+        if isinstance(module, (Rectified, Added, *_CLOSED)):
             inside.update(module.modules())
-        if isinstance(module, _CLOSED):
-            inside.update(module.modules())
-        elif _is_supported(_layer_of(module)):
-            yield name, module
+        layer = _layer_of(module)
+        if isinstance(layer, _CLOSED + _OTHERS):
+            yield name, module, _reason_to_stay_dense(layer)
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    return ((name, module) for name, module, reason in _weighted_layers(model) if not reason)
+
+
+def _all_layers(plain: nn.Module, measured: Mapping[str, LayerChoice]) -> Iterator[LayerChoice]:
+    """A choice for every layer of the network as it was given: code that was traced has lost those of types of their own."""
+    for name, module, reason in _weighted_layers(plain):
+        yield measured[name] if name in measured else _untimed(name, module, reason)
 
 
 def _layer_of(module: nn.Module) -> nn.Module:
     return _layer_of(module.layer) if isinstance(module, Rectified | Added) else module
 
 
-def _is_supported(layer: nn.Module) -> bool:
+def _reason_to_stay_dense(layer: nn.Module) -> str:
+    if isinstance(layer, _CLOSED):
+        return "reads the weights of its parts without calling them"
     if type(layer) in CONVOLUTIONS:
-        return not reason_to_stay_dense(cast(AnyConvolution, layer))
-    return type(layer) is nn.Linear
+        return reason_to_stay_dense(cast(AnyConvolution, layer))
+    return "" if type(layer) is nn.Linear else f"no sparse {type(layer).__name__}"
 
 
 def _calls(model: nn.Module, example_input: Any) -> dict[str, Counter[Inputs]]:
-    """What kinds of inputs each candidate gets, and how often, in one run of the example."""
+    """What kinds of inputs each layer that can run sparse gets, and how often, in one run of the example."""
     calls: dict[str, Counter[Inputs]] = {}
     handles = []
     for name, module in _candidates(model):
@@ -202,11 +216,11 @@ def _recorder(seen: Counter[Inputs]) -> Callable[[nn.Module, tuple[Any, ...]], N
 def _choose(
     name: str, module: nn.Module, seen: Counter[Inputs] | None
 ) -> tuple[LayerChoice, SparseLinear | SparseConvolution | None]:
-    weight = cast(Tensor, _layer_of(module).weight)
-    zeros = 1 - int(weight.count_nonzero()) / max(1, weight.numel())
-    reason = "no zeros" if zeros == 0 else "not called by the example" if not seen else ""
-    if reason or not seen:
-        return LayerChoice(name, False, weight.numel(), zeros, (), None, None, reason), None
+    untimed = _untimed(name, module, "" if seen else "not called by the example")
+    if untimed.sparsity == 0.0:
+        return untimed._replace(reason="no zeros"), None
+    if not seen:
+        return untimed, None
     ways, frequent = _ways(module), seen.most_common(MOST_SHAPES)
     milliseconds = [0.0] * (1 + len(ways))
     for kind, count in frequent:
@@ -215,7 +229,13 @@ def _choose(
     sparse_ms, sparse = min(zip(milliseconds[1:], ways, strict=True), key=lambda timed: timed[0])
     faster = sparse_ms <= MARGIN * milliseconds[0]
     shapes = tuple(kind[0].shape for kind, _ in frequent)
-    return LayerChoice(name, faster, weight.numel(), zeros, shapes, milliseconds[0], sparse_ms, ""), sparse
+    return untimed._replace(sparse=faster, inputs=shapes, dense_ms=milliseconds[0], sparse_ms=sparse_ms), sparse
+
+
+def _untimed(name: str, module: nn.Module, reason: str) -> LayerChoice:
+    weights = [weight for weight in module.parameters() if weight.dim() > 1]
+    total, kept = sum(weight.numel() for weight in weights), sum(int(weight.count_nonzero()) for weight in weights)
+    return LayerChoice(name, False, total, 1.0 - kept / max(1, total), (), None, None, reason)
 
 
 def _ways(module: nn.Module) -> list[SparseLinear | SparseConvolution]:
