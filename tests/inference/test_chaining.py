@@ -11,7 +11,7 @@ from built_kernels import kernels
 from torch import nn
 from torch.nn import functional as F
 
-from sparsebench.inference import chaining, chains, compilation, compile_sparse, whole
+from sparsebench.inference import chaining, chains, compilation, compile_sparse, native, whole
 from sparsebench.inference.chaining import ChainedForward
 from sparsebench.inference.compilation import FASTER_DENSE
 from sparsebench.inference.folding import Traced
@@ -296,6 +296,25 @@ def test_chains_take_a_batch_in_parts(monkeypatch, rows):
     )
     assert_same(compiled, model, x)
     assert sizes == {None: [9], 1: [1] * 9, 4: [4, 4, 1]}[rows]
+
+
+@pytest.mark.parametrize("path", native.INSTRUCTION_SETS)
+def test_normalization_keeps_its_digits_far_from_zero(path, monkeypatch):
+    """Activations of mean 1000 and deviation 1, as large residual streams have: no worse than torch, against float64."""
+    chosen = kernels(path)
+    for module in (chains, chaining):
+        monkeypatch.setattr(module, "load_kernels", lambda: chosen)
+    model = nn.Sequential(nn.LayerNorm(512), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 64))
+    for layer in (model[1], model[3]):
+        nn.init.sparse_(layer.weight, sparsity=0.9, std=0.05)
+    x = 1000 + torch.randn(40, 512)
+    model = model.eval()
+    compiled = compile_sparse(model, x)
+    assert chains_of(compiled) == [": 1"]
+    with torch.no_grad():
+        exact = copy.deepcopy(model).double()(x.double())
+        ours, theirs = ((found.double() - exact).abs().max() for found in (compiled(x), model(x)))
+    assert ours <= 2 * theirs
 
 
 def test_without_kernels_nothing_is_chained(monkeypatch):

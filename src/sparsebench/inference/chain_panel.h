@@ -7,14 +7,18 @@
 static void NAME(normalize)(const struct step *s, const float *from, float *to, int64_t pitch)
 {
     for (int64_t n = 0; n < pitch; n += WIDTH) {
-        VECTOR mean = {0}, square = {0};
+        VECTOR mean = {0}, square = {0}, drift = {0};
         for (int64_t f = 0; f < s->features; ++f) mean += *(const VECTOR *)(from + f * pitch + n);
         mean /= (float)s->features;
         for (int64_t f = 0; f < s->features; ++f) {
             const VECTOR centred = *(const VECTOR *)(from + f * pitch + n) - mean;
             square += centred * centred;
+            drift += centred;
         }
-        VECTOR scale = square / (float)s->features + (float)s->epsilon;
+        /* A large mean is rounded while it is summed up; by how much the sum of what was centred tells. */
+        drift /= (float)s->features;
+        mean += drift;
+        VECTOR scale = square / (float)s->features - drift * drift + (float)s->epsilon;
         for (int i = 0; i < WIDTH; ++i) scale[i] = 1.0f / __builtin_sqrtf(scale[i]);
         for (int64_t f = 0; f < s->features; ++f) {
             VECTOR y = (*(const VECTOR *)(from + f * pitch + n) - mean) * scale;
