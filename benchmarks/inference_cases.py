@@ -74,7 +74,11 @@ class Case:
         if self.sparse:
             return self.sparse
         ways = {ELEMENTS: 1} | ({BLOCKS: 16} if "encoder" in self.title else {})
-        return {name: partial(self._compiled, inputs, outputs) for name, outputs in ways.items()}
+        made: dict[str, Callable[[float], nn.Module]] = {
+            name: partial(self._compiled, inputs, outputs) for name, outputs in ways.items()
+        }
+        only_linear = self.use is None and not any(isinstance(module, nn.Conv2d) for module in self.build().modules())
+        return made | ({SPARSELAB: partial(with_sparselab, self.build)} if only_linear and find_spec("sparselab") else {})
 
     def _compiled(self, inputs: Sequence[torch.Tensor], block_outputs: int, sparsity: float) -> nn.Module:
         network = pruned(self.build(), sparsity, block_outputs)
@@ -83,6 +87,18 @@ class Case:
         if self.use is None:
             torch.testing.assert_close(compiled(*inputs), network(*inputs), rtol=1e-3, atol=1e-3)
         return compiled
+
+
+def with_sparselab(build: Callable[[], nn.Module], sparsity: float) -> nn.Module:
+    """A network with SparseLab's linear layers, whose zeros it places itself, instead of torch's."""
+    import sparselab
+
+    model = build()
+    layers = [(name, module) for name, module in model.named_modules() if type(module) is nn.Linear]
+    for name, layer in layers:
+        theirs = sparselab.SparseLinear(layer.in_features, layer.out_features, layer.bias is not None, sparsity)
+        model.set_submodule(name, theirs)
+    return model.eval().requires_grad_(False)
 
 
 def pruned(model: nn.Module, sparsity: float, block_outputs: int = 1) -> nn.Module:
@@ -176,14 +192,11 @@ def layer_cases() -> Iterator[Case]:
                 layer = pruned(nn.Linear(inputs, outputs), sparsity)
                 return SparseLinear(layer.weight, layer.bias, False)
 
-            def theirs(sparsity: float, inputs: int = inputs, outputs: int = outputs) -> nn.Module:
-                import sparselab
-
-                return sparselab.SparseLinear(inputs, outputs, True, sparsity).eval().requires_grad_(False)
-
+            dense = partial(nn.Linear, inputs, outputs)
+            theirs = partial(with_sparselab, lambda dense=dense: nn.Sequential(dense()))
             yield Case(
                 f"linear {inputs} to {outputs}, batch {batch}",
-                partial(nn.Linear, inputs, outputs),
+                dense,
                 lambda batch=batch, inputs=inputs: (torch.randn(batch, inputs),),
                 {ELEMENTS: linear} | ({SPARSELAB: theirs} if find_spec("sparselab") else {}),
                 is_layer=True,
