@@ -14,6 +14,8 @@ from networks import NETWORKS
 from torch import nn
 
 from sparsebench.inference import compile_sparse
+from sparsebench.inference.compressed_rows import CompressedRows
+from sparsebench.inference.compressed_tiles import CompressedTiles
 from sparsebench.inference.convolutions import SparseConvolution
 from sparsebench.inference.layers import SparseLinear
 from sparsebench.workloads.images.digits import DIGITS
@@ -40,6 +42,9 @@ CONVOLUTIONS = [
 # Tokens of Multi30k's vocabulary.
 MULTI30K = 4000
 BEAM = 4
+
+# Where compile_sparse finds tiles faster than compressed rows.
+TILES_FROM, TILES_UP_TO = 64, 0.9
 
 ELEMENTS, BLOCKS, SPARSELAB = "single weights", "blocks of 16 outputs", "sparselab"
 Way = Callable[[], Any]
@@ -188,9 +193,10 @@ def layer_cases() -> Iterator[Case]:
     for outputs, inputs in LINEAR:
         for batch in BATCHES:
 
-            def linear(sparsity: float, inputs: int = inputs, outputs: int = outputs) -> nn.Module:
+            def linear(sparsity: float, inputs: int = inputs, outputs: int = outputs, batch: int = batch) -> nn.Module:
                 layer = pruned(nn.Linear(inputs, outputs), sparsity)
-                return SparseLinear(layer.weight, layer.bias, False)
+                storage = CompressedTiles if batch >= TILES_FROM and sparsity <= TILES_UP_TO else CompressedRows
+                return SparseLinear(layer.weight, layer.bias, False, storage)
 
             dense = partial(nn.Linear, inputs, outputs)
             theirs = partial(with_sparselab, lambda dense=dense: nn.Sequential(dense()))

@@ -13,6 +13,7 @@ from torch import fx, nn
 from sparsebench.inference.chains import SparseChain
 from sparsebench.inference.compressed_blocks import CompressedBlocks
 from sparsebench.inference.compressed_rows import CompressedRows
+from sparsebench.inference.compressed_tiles import CompressedTiles
 from sparsebench.inference.layers import SparseLinear
 from sparsebench.inference.regions import chain_of, find_regions, mutates, put_chain
 
@@ -93,7 +94,7 @@ STEPS = st.tuples(
     st.integers(0, 9),
     st.integers(0, 9),
     st.sampled_from([1, 5, 16, 20, 33]),
-    st.sampled_from([CompressedRows, CompressedBlocks]),
+    st.sampled_from([CompressedRows, CompressedTiles, CompressedBlocks]),
     st.booleans(),
     st.booleans(),
 )
@@ -160,7 +161,7 @@ def chained(model, *inputs) -> SparseChain:
 
 
 @pytest.mark.parametrize("columns", [1, 4, 16, 40, 64, 200])
-@pytest.mark.parametrize("storage", [CompressedRows, CompressedBlocks])
+@pytest.mark.parametrize("storage", [CompressedRows, CompressedTiles, CompressedBlocks])
 @pytest.mark.usefixtures("threads")
 def test_large_chains_in_several_threads(path, columns, storage):
     """Fewer panels than threads, as many, and more."""

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from sparsebench.errors import SparsebenchError
 from sparsebench.inference import compressed_rows, native
 from sparsebench.inference.compressed_rows import CompressedRows
+from sparsebench.inference.compressed_tiles import CompressedTiles
 from sparsebench.inference.layers import SparseLinear
 
 
@@ -54,11 +55,13 @@ LAYOUTS = {
     "positions far apart": lambda x: F.pad(x.transpose(1, 2), (2, 7))[:, :, 2 : 2 + x.shape[1]].transpose(1, 2),
     "every second": lambda x: x.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, ::2, ::2],
 }
-SIZES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 129]))
+SIZES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 129, 257, 600]))
+STORAGES = [CompressedRows, CompressedTiles]
 
 
 @settings(max_examples=60, deadline=None)
 @given(
+    st.sampled_from(STORAGES),
     st.tuples(SIZES, SIZES),
     st.tuples(st.integers(1, 4), st.one_of(st.integers(1, 70), st.sampled_from([127, 128, 300]))),
     st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]),
@@ -69,7 +72,9 @@ SIZES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 129]))
     st.integers(0, 2**31),
 )
 @pytest.mark.usefixtures("threads")
-def test_product_is_the_sum_by_definition(path, sizes, columns, sparsity, layout, features_last, with_bias, rectify, seed):
+def test_product_is_the_sum_by_definition(
+    path, storage, sizes, columns, sparsity, layout, features_last, with_bias, rectify, seed
+):
     weight = sparse_weight(*sizes, sparsity, seed)
     bias = torch.randn(sizes[0]) if with_bias else None
     x = torch.randn(columns[0], sizes[1], columns[1])
@@ -78,7 +83,7 @@ def test_product_is_the_sum_by_definition(path, sizes, columns, sparsity, layout
     around = torch.full((images * positions * sizes[0] + 128,), 7.0)
     inside = around[64:-64]
     out = inside.view(images, positions, sizes[0]).transpose(1, 2) if features_last else inside.view(images, sizes[0], positions)
-    CompressedRows.of(weight).multiply(LAYOUTS[layout](x), out, bias, rectify)
+    storage.of(weight).multiply(LAYOUTS[layout](x), out, bias, rectify)
     assert_close(out, by_definition(weight, x, bias, rectify))
     assert bool((around[:64] == 7).all())
     assert bool((around[-64:] == 7).all())
@@ -88,14 +93,36 @@ def test_product_is_the_sum_by_definition(path, sizes, columns, sparsity, layout
 @pytest.mark.parametrize(
     ("outputs", "inputs", "shape"), [(300, 700, (150,)), (129, 3000, (70,)), (40, 9000, (33,)), (64, 33, (5, 7)), (10, 20, ())]
 )
-def test_linear_is_torchs(path, outputs, inputs, shape):
+@pytest.mark.parametrize("storage", STORAGES)
+def test_linear_is_torchs(path, storage, outputs, inputs, shape):
     dense = nn.Linear(inputs, outputs)
     dense.weight.data.copy_(sparse_weight(outputs, inputs, 0.9, 0))
     x = torch.randn(*shape, inputs)
     with torch.no_grad():
-        found = SparseLinear(dense.weight, dense.bias, rectify=True)(x)
+        found = SparseLinear(dense.weight, dense.bias, True, storage)(x)
         assert_close(found, F.relu(dense(x)))
     assert found.is_contiguous()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(STORAGES), st.tuples(SIZES, SIZES), st.sampled_from([0.0, 0.5, 0.95, 1.0]), st.integers(0, 2**31))
+def test_what_is_compressed_is_the_matrix(storage, sizes, sparsity, seed):
+    weight = sparse_weight(*sizes, sparsity, seed)
+    held = storage.of(weight)
+    assert torch.equal(held.dense(), weight)
+    assert len(held.values) == int(weight.count_nonzero())
+
+
+def test_rows_of_a_tile_with_equally_many_entries_follow_each_other():
+    held = CompressedTiles.of(sparse_weight(300, 500, 0.9, 0))
+    tiles = 2 * 4
+    counts, rows = held.starts[: 256 * tiles + 1].diff().view(tiles, 256), held.starts[256 * tiles + 1 :].view(tiles, 256)
+    assert torch.equal(rows.sort(1).values, torch.arange(256).expand(tiles, 256).int())
+    for tile in range(tiles):
+        present = 256 if tile < 4 else 44
+        assert torch.equal(counts[tile, :present], counts[tile, :present].sort().values)
+        assert set(rows[tile, :present].tolist()) == set(range(present))
+        assert not counts[tile, present:].any()
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (3, 0, 8)])

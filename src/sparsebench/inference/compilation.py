@@ -17,6 +17,7 @@ from sparsebench.inference.chaining import add_chains
 from sparsebench.inference.choices import MARGIN, Choices, Inputs, LayerChoice, Seen, least_times
 from sparsebench.inference.compressed_blocks import BLOCK, CompressedBlocks
 from sparsebench.inference.compressed_rows import CompressedRows
+from sparsebench.inference.compressed_tiles import TILE, CompressedTiles
 from sparsebench.inference.convolutions import AnyConvolution, SparseConvolution, reason_to_stay_dense
 from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Added, Rectified, Traced, fold
 from sparsebench.inference.layers import SparseLinear, Storage
@@ -31,6 +32,9 @@ FASTER_DENSE = "the network as a whole is faster without"
 # A weight is tried in blocks of 16 outputs where so many of them are not all zero, and so much of those is not zero.
 MOST_BLOCKS = 0.9
 LEAST_FILL = 0.5
+# It is tried in tiles where their rows have so many entries. With fewer, a layer that is timed alone seems faster than it is
+# between others: the processor learns by heart where its short rows end.
+LEAST_IN_TILE = 10
 # These read the weights of their parts without calling them.
 _CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 # These multiply by weights too, and may be subclasses of what could run sparse; an embedding only looks its weights up.
@@ -42,7 +46,7 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
 
     Linear layers and convolutions (all but those that `reason_to_stay_dense` names) are timed, sparse and dense, on inputs of
     the shapes and layouts that they get when the network runs on the example, with the threads that torch has now; what is
-    faster by a tenth or more runs sparse, linear layers in blocks of 16 outputs where that is faster. Before that, batch
+    faster by a tenth or more runs sparse, linear layers in tiles or blocks where that is faster. Before that, batch
     normalization, sums with a residual and rectifiers become part of the layer before them where the code of a module can be
     traced. After that, linear layers, layer normalizations, rectifiers and sums that follow each other run as one chain where the
     code can be traced and the chain is faster by a tenth or more than its layers. All other layers stay as they are, and all do
@@ -247,8 +251,13 @@ def _ways(module: nn.Module) -> list[SparseLinear | SparseConvolution]:
 
 
 def _storages(weight: Tensor) -> list[Storage]:
-    """How a weight may be kept: in blocks where a part of them is empty and the others are mostly full."""
+    """How a weight may be kept: in tiles or in blocks only where these are filled well."""
+    if load_kernels() is None:
+        return [CompressedRows]
+    found: list[Storage] = [CompressedRows]
+    if weight.shape[1] > TILE[1] and int(weight.count_nonzero()) * TILE[1] >= LEAST_IN_TILE * weight.numel():
+        found.append(CompressedTiles)
     blocks = CompressedBlocks.of(weight)
-    is_part = BLOCK * len(blocks.columns) <= MOST_BLOCKS * weight.numel()
-    in_blocks = load_kernels() is not None and is_part and blocks.fill >= LEAST_FILL
-    return [CompressedRows, CompressedBlocks] if in_blocks else [CompressedRows]
+    if BLOCK * len(blocks.columns) <= MOST_BLOCKS * weight.numel() and blocks.fill >= LEAST_FILL:
+        found.append(CompressedBlocks)
+    return found

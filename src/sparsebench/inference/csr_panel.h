@@ -64,14 +64,11 @@ static void NAME(unpack_transposed)(const float *block, int64_t pitch, int64_t r
     }
 }
 
-/* One output row of the panel. `vectors` and `steps` are constants where this is inlined; `steps` entries are summed apart from each
- * other, because a sum cannot go on before the last addition to it is done. */
-INLINE void NAME(sum_row)(
-    const struct product *p, int64_t row, const float *panel, int64_t pitch, float *out, const int vectors, const int steps)
+/* Adds entries [j, last) of a row to its sums. `vectors` and `steps` are constants where this is inlined; `steps` entries are summed
+ * apart from each other, because a sum cannot go on before the last addition to it is done. */
+INLINE void NAME(add_entries)(
+    const struct product *p, int32_t j, int32_t last, const float *panel, int64_t pitch, VECTOR *sums, const int vectors, const int steps)
 {
-    VECTOR sums[8];
-    for (int i = 0; i < vectors * steps; ++i) sums[i] = (VECTOR){0};
-    int32_t j = p->starts[row], last = p->starts[row + 1];
     for (; j + steps <= last; j += steps)
         for (int u = 0; u < steps; ++u) {
             const float value = p->values[j + u], *x = panel + p->columns[j + u] * pitch;
@@ -81,15 +78,52 @@ INLINE void NAME(sum_row)(
         const float value = p->values[j], *x = panel + p->columns[j] * pitch;
         for (int v = 0; v < vectors; ++v) sums[v] += value * *(const LOOSE *)(x + v * WIDTH);
     }
+    for (int u = 1; u < steps; ++u)
+        for (int v = 0; v < vectors; ++v) sums[v] += sums[u * vectors + v];
+}
+
+/* Writes the sums of a row, whose bias is still missing. */
+INLINE void NAME(finish_row)(const struct product *p, int64_t row, const VECTOR *sums, float *out, const int vectors)
+{
     const float bias = p->bias ? p->bias[row] : 0.0f;
     for (int v = 0; v < vectors; ++v) {
-        VECTOR sum = sums[v];
-        for (int u = 1; u < steps; ++u) sum += sums[u * vectors + v];
-        sum += bias;
+        VECTOR sum = sums[v] + bias;
         /* Zero where negative: a NaN stays one, as in torch. */
         if (p->rectify) sum = (VECTOR)((INTEGERS)sum & ~(sum < (VECTOR){0}));
         *(LOOSE *)(out + v * WIDTH) = sum;
     }
+}
+
+/* One output row of the panel. */
+INLINE void NAME(sum_row)(
+    const struct product *p, int64_t row, const float *panel, int64_t pitch, float *out, const int vectors, const int steps)
+{
+    VECTOR sums[8];
+    for (int i = 0; i < vectors * steps; ++i) sums[i] = (VECTOR){0};
+    NAME(add_entries)(p, p->starts[row], p->starts[row + 1], panel, pitch, sums, vectors, steps);
+    NAME(finish_row)(p, row, sums, out, vectors);
+}
+
+/* Rows [row, end) tile by tile; row is the first of a tile, and so is end, or it is the last of W. The part of the panel that the
+ * entries of a tile read stays in the first-level cache for all of them, and the sums of the rows wait in the output. */
+INLINE void NAME(sum_tiles)(
+    const struct product *p, int64_t row, int64_t end, const float *panel, int64_t pitch, float *out, int64_t out_pitch, const int vectors,
+    const int steps)
+{
+    const int64_t across = tiles_across(p);
+    for (; row < end; row += TILE_ROWS, out += TILE_ROWS * out_pitch)
+        for (int64_t t = 0; t < across; ++t) {
+            const int32_t *starts = p->starts + (row / TILE_ROWS * across + t) * TILE_ROWS, *rows = starts + tiled_rows(p) + 1;
+            for (int64_t i = 0; i < at_most(end - row, TILE_ROWS); ++i) {
+                float *to = out + rows[i] * out_pitch;
+                VECTOR sums[8];
+                for (int v = 0; v < vectors * steps; ++v) sums[v] = t > 0 && v < vectors ? *(LOOSE *)(to + v * WIDTH) : (LOOSE){0};
+                NAME(add_entries)(p, starts[i], starts[i + 1], panel, pitch, sums, vectors, steps);
+                if (t + 1 == across) NAME(finish_row)(p, row + rows[i], sums, to, vectors);
+                else
+                    for (int v = 0; v < vectors; ++v) *(LOOSE *)(to + v * WIDTH) = sums[v];
+            }
+        }
 }
 
 #include "block_panel.h"
@@ -104,7 +138,8 @@ static void NAME(sum_rows)(
     }
 #define ROWS(count, steps) \
     case count: \
-        for (; row < end; ++row, out += out_pitch) NAME(sum_row)(p, row, panel, pitch, out, count, steps); \
+        if (p->is_tiled) NAME(sum_tiles)(p, row, end, panel, pitch, out, out_pitch, count, steps); \
+        else for (; row < end; ++row, out += out_pitch) NAME(sum_row)(p, row, panel, pitch, out, count, steps); \
         break
     switch (vectors) {
         ROWS(1, 8);
@@ -125,7 +160,8 @@ static void NAME(run_panel)(const struct product *p, int64_t panel, int64_t part
 {
     int64_t first = work->vectors * panel / work->panels, vectors = work->vectors * (panel + 1) / work->panels - first;
     int64_t begin = first * WIDTH, pitch = vectors * WIDTH, count = at_most(p->images * p->positions - begin, pitch);
-    float *block = scratch, *packed = scratch + MOST_COLUMNS * ROW_BLOCK;
+    const int64_t rows_at_a_time = rows_of_scratch(p);
+    float *block = scratch, *packed = scratch + MOST_COLUMNS * rows_at_a_time;
     const float *x[MOST_COLUMNS];
     float *y[MOST_COLUMNS];
     for (int64_t n = 0; n < count; ++n) {
@@ -158,8 +194,8 @@ static void NAME(run_panel)(const struct product *p, int64_t panel, int64_t part
         NAME(sum_rows)(p, row, end, source, pitch, y[0] + row * p->y_layout.feature, p->y_layout.feature, vectors);
         return;
     }
-    for (; row < end; row += ROW_BLOCK) {
-        int64_t rows = at_most(end - row, ROW_BLOCK);
+    for (int64_t rows; row < end; row += rows) {
+        rows = at_most(end, (row / rows_at_a_time + 1) * rows_at_a_time) - row;
         NAME(sum_rows)(p, row, row + rows, source, pitch, block, pitch, vectors);
         if (p->y_layout.position == 1) {
             for (int64_t n = 0; n < count;) {

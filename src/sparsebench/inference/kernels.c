@@ -1,7 +1,10 @@
 /* Sparse times dense on the CPU: Y = W X + b, optionally rectified, float32. Plain C ABI, no Python, no torch, no OpenMP headers.
  *
  * W is in compressed rows: the entries of row r are values[starts[r] .. starts[r+1]) in columns[...]. Or it is in compressed rows of
- * blocks: ROW_BLOCK rows of W are one row there, and an entry is ROW_BLOCK values of one column. X has a row for each feature
+ * blocks: ROW_BLOCK rows of W are one row there, and an entry is ROW_BLOCK values of one column. Or it is in tiles of TILE_ROWS x
+ * TILE_COLUMNS, one row of tiles after the other, each in compressed rows, of which those with as many entries follow each other, so
+ * that a processor can foresee where a row ends: starts has TILE_ROWS elements for each tile, rows that W does not have last, then one
+ * more, then as many elements that say which row of the tile it is; columns are those of W. X has a row for each feature
  * and a column for each example or pixel; where each element lies is said by strides, so that batches of vectors [batch][features],
  * feature-major matrices and images in either memory format are all read and written in place.
  *
@@ -26,10 +29,13 @@
 /* A panel has at most so many columns, and output rows are rearranged so many at a time. */
 #define MOST_COLUMNS 64
 #define ROW_BLOCK 16
-/* Features of a panel take at most so many bytes where more than one vector fits: half of a usual second-level cache. */
+/* Features of a panel take at most so many bytes where more than one vector fits: three quarters of a usual second-level cache. */
 #ifndef PANEL_BYTES
-#define PANEL_BYTES (512 * 1024)
+#define PANEL_BYTES (768 * 1024)
 #endif
+/* What so many features of the widest panel take fits a first-level cache and leaves room there. */
+#define TILE_ROWS 256
+#define TILE_COLUMNS 128
 #define ALIGNMENT 64
 /* With blocks, so many columns or fewer are multiplied where they lie. */
 #define FEW_COLUMNS 8
@@ -63,6 +69,7 @@ struct product {
     struct layout x_layout, y_layout;
     int64_t images, positions;
     int64_t block; /* rows of W in one row of `starts`: 1 or ROW_BLOCK; an entry has as many values, zero where W has no more rows */
+    int64_t is_tiled; /* `block` is 1 then */
 };
 
 struct work {
@@ -77,6 +84,14 @@ INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Rows of `starts`. */
 INLINE int64_t compressed_rows(const struct product *p) { return (p->rows + p->block - 1) / p->block; }
+
+INLINE int64_t tiles_across(const struct product *p) { return (p->features + TILE_COLUMNS - 1) / TILE_COLUMNS; }
+
+/* Rows of all tiles. */
+INLINE int64_t tiled_rows(const struct product *p) { return (p->rows + TILE_ROWS - 1) / TILE_ROWS * tiles_across(p) * TILE_ROWS; }
+
+/* Output rows that are summed before they are rearranged. */
+INLINE int64_t rows_of_scratch(const struct product *p) { return p->is_tiled ? TILE_ROWS : ROW_BLOCK; }
 
 /* Part `part` of the rows, such that all parts have about as many entries. */
 static int64_t first_of_part(const int32_t *starts, int64_t rows, int64_t block, int64_t part, int64_t parts)
@@ -95,16 +110,23 @@ static int64_t first_of_part(const int32_t *starts, int64_t rows, int64_t block,
     return at_most((low * block + ROW_BLOCK - 1) / ROW_BLOCK * ROW_BLOCK, rows);
 }
 
+/* Entries of all rows. */
+INLINE int64_t entries(const struct product *p)
+{
+    return p->starts[p->is_tiled ? tiled_rows(p) : compressed_rows(p)];
+}
+
 static int64_t first_row(const struct product *p, int64_t part, int64_t parts)
 {
+    if (p->is_tiled) /* Whole tiles, as if all rows had as many entries. */
+        return part >= parts ? p->rows : (p->rows * part / parts + TILE_ROWS / 2) / TILE_ROWS * TILE_ROWS;
     return first_of_part(p->starts, p->rows, p->block, part, parts);
 }
 
 /* Of each entry its values, and what they are multiplied by. */
 static int64_t loads(const struct product *p, int64_t vectors)
 {
-    int64_t rows = compressed_rows(p);
-    return (p->starts[rows] + 4 * rows) * (p->block + vectors);
+    return (entries(p) + 4 * compressed_rows(p)) * (p->block + vectors);
 }
 
 /* Scratch memory stays with its thread: new memory for every call would cost page faults. */
@@ -234,7 +256,7 @@ static void run_vector(const struct product *p, int64_t panel, int64_t part, con
 #endif
 
 /* Of the functions' arguments: a library that was built from another revision must not be called. */
-int sparsebench_kernels_revision(void) { return 3; }
+int sparsebench_kernels_revision(void) { return 4; }
 
 enum { GENERIC, AVX2, AVX512 };
 static const int64_t widths[] = {4, 8, 16};
@@ -276,7 +298,7 @@ int sparsebench_csr_product(const struct product *p, int instruction_set, int th
     const int few = p->block > 1 && columns <= FEW_COLUMNS && (p->images == 1 || p->positions == 1);
     if (few && p->x_layout.feature == 1 && p->y_layout.feature == 1) {
         work.run = CHOICE(run_few_columns, instruction_set);
-    } else if (columns > 1 || p->block > 1 || p->x_layout.feature != 1) {
+    } else if (columns > 1 || p->block > 1 || p->is_tiled || p->x_layout.feature != 1) {
         while (instruction_set > GENERIC && columns <= widths[instruction_set] / 2) --instruction_set;
         width = widths[instruction_set];
         work.vectors = (columns + width - 1) / width;
@@ -289,7 +311,7 @@ int sparsebench_csr_product(const struct product *p, int instruction_set, int th
         work.panels = (work.vectors + most - 1) / most;
         /* A multiple of the threads, where there are enough vectors: nobody waits for the last panel. */
         if (work.panels > threads) work.panels = at_most((work.panels + threads - 1) / threads * threads, work.vectors);
-        work.scratch_bytes = (p->features * most * width + MOST_COLUMNS * ROW_BLOCK) * (int64_t)sizeof(float);
+        work.scratch_bytes = (p->features * most * width + MOST_COLUMNS * rows_of_scratch(p)) * (int64_t)sizeof(float);
         work.run = CHOICE(run_panel, instruction_set);
     }
     work.parts = at_most((threads + work.panels - 1) / work.panels, (p->rows + ROW_BLOCK - 1) / ROW_BLOCK);

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from sparsebench.errors import SparsebenchError
 from sparsebench.inference.compressed_blocks import CompressedBlocks
 from sparsebench.inference.compressed_rows import CompressedRows
+from sparsebench.inference.compressed_tiles import CompressedTiles
 
 __all__ = ["SparseLinear", "SparseWeight", "Storage", "require_inference"]
 
-Storage = type[CompressedRows] | type[CompressedBlocks]
+Storage = type[CompressedRows] | type[CompressedTiles] | type[CompressedBlocks]
 
 
 def require_inference(layer: nn.Module, x: Tensor, values: Tensor) -> None:
@@ -41,7 +42,8 @@ class SparseWeight(nn.Module):
         weight: float32 [outputs, inputs] on the CPU; what is zero is not kept.
         bias: float32 [outputs].
         rectify: Whether negative results become zero.
-        storage: How the weight is kept: `CompressedRows`, or `CompressedBlocks` for one whose zeros come in blocks of 16 outputs.
+        storage: How the weight is kept: `CompressedRows`; `CompressedTiles`, which is faster for many columns and slower for one;
+            or `CompressedBlocks` for one whose zeros come in blocks of 16 outputs.
     """
 
     starts: Tensor
@@ -62,7 +64,7 @@ class SparseWeight(nn.Module):
         self.eval()
 
     @property
-    def matrix(self) -> CompressedRows | CompressedBlocks:
+    def matrix(self) -> CompressedRows | CompressedTiles | CompressedBlocks:
         """The weight."""
         return self.storage.held(self.starts, self.columns, self.values, (self.outputs, self.inputs))
 

@@ -38,7 +38,7 @@ __all__ = [
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 FALLBACK = "torch"
 # As in kernels.c.
-REVISION = 3
+REVISION = 4
 STEP_KINDS = ("read", "write", "product", "normalize", "add", "rectify")
 VARIABLE = "SPARSEBENCH_KERNELS"
 
@@ -67,6 +67,7 @@ class Product(ctypes.Structure):
         ("images", ctypes.c_int64),
         ("positions", ctypes.c_int64),
         ("block", ctypes.c_int64),
+        ("is_tiled", ctypes.c_int64),
     )
 
 
