@@ -1,6 +1,8 @@
 /* Random products and convolutions against their definition, in memory of exactly the size needed: built with sanitizers by
  * test_sanitized_kernels.py, any read or write out of bounds ends the program. */
 #define SERIAL_LOADS 1000 /* two threads for small products too */
+#define TILE_ROWS 32      /* and several tiles in them */
+#define TILE_COLUMNS 24
 #include "kernels.c"
 
 #include <math.h>
@@ -61,6 +63,44 @@ static struct product compressed(const float *dense, int64_t rows, int64_t featu
     return (struct product){.rows = rows, .features = features, .starts = starts, .columns = columns, .values = values, .block = block};
 }
 
+/* A matrix [rows][features] in tiles. */
+static struct product tiled(const float *dense, int64_t rows, int64_t features)
+{
+    struct product p = {.rows = rows, .features = features, .block = 1, .is_tiled = 1};
+    int64_t all = tiled_rows(&p), entries = 0;
+    int32_t *starts = malloc((size_t)(2 * all + 1) * sizeof(int32_t)), *columns = malloc((size_t)(rows * features) * sizeof(int32_t));
+    float *values = malloc((size_t)(rows * features) * sizeof(float));
+    for (int64_t tile = 0; tile < all / TILE_ROWS; ++tile) {
+        int64_t top = tile / tiles_across(&p) * TILE_ROWS, left = tile % tiles_across(&p) * TILE_COLUMNS, place = tile * TILE_ROWS;
+        /* Counts one after the other, then what W does not have. */
+        for (int64_t wanted = 0; wanted <= TILE_COLUMNS + 1; ++wanted)
+            for (int64_t r = 0; r < TILE_ROWS; ++r) {
+                int64_t count = 0, first = entries;
+                for (int64_t f = left; top + r < rows && f < at_most(left + TILE_COLUMNS, features); ++f)
+                    count += dense[(top + r) * features + f] != 0;
+                if (wanted != (top + r < rows ? count : TILE_COLUMNS + 1)) continue;
+                for (int64_t f = left; entries < first + count; ++f)
+                    if (dense[(top + r) * features + f] != 0) {
+                        columns[entries] = (int32_t)f;
+                        values[entries++] = dense[(top + r) * features + f];
+                    }
+                starts[place] = (int32_t)first, starts[all + 1 + place++] = (int32_t)r;
+            }
+    }
+    starts[all] = (int32_t)entries;
+    p.columns = realloc(columns, (size_t)(entries + !entries) * sizeof(int32_t));
+    p.values = realloc(values, (size_t)(entries + !entries) * sizeof(float));
+    p.starts = starts;
+    return p;
+}
+
+/* In any of the ways. */
+static struct product held(const float *dense, int64_t rows, int64_t features)
+{
+    int64_t way = drawn(0, 2);
+    return way == 2 ? tiled(dense, rows, features) : compressed(dense, rows, features, way ? 1 : ROW_BLOCK);
+}
+
 static void release(struct product *p) { free((void *)p->starts), free((void *)p->columns), free((void *)p->values); }
 
 static int check(int instruction_set, int threads)
@@ -71,7 +111,7 @@ static int check(int instruction_set, int threads)
     float *y = numbers(images * rows * positions);
     for (int64_t i = 0; i < rows * features; ++i)
         if (drawn(0, 99) < zeros) dense[i] = 0;
-    struct product p = compressed(dense, rows, features, drawn(0, 1) ? 1 : ROW_BLOCK);
+    struct product p = held(dense, rows, features);
     p.bias = drawn(0, 1) ? bias : NULL, p.rectify = drawn(0, 1), p.x = x, p.y = y, p.images = images, p.positions = positions;
     p.x_layout = layout(features, positions, (int)drawn(0, 1)), p.y_layout = layout(rows, positions, (int)drawn(0, 1));
     int wrong = sparsebench_csr_product(&p, instruction_set, threads, in_two_threads);
@@ -95,8 +135,8 @@ static int check_chain(int instruction_set, int threads)
     int64_t width = drawn(1, 90), outputs = drawn(1, 70), columns = drawn(1, drawn(0, 1) ? 9 : 200), stride = width + drawn(0, 3);
     float *w = numbers(width * width), *v = numbers(outputs * width), *x = numbers((columns - 1) * stride + width);
     float *y = numbers(columns * width), *z = numbers(columns * outputs), *gain = numbers(width), *shift = numbers(width);
-    struct product first = compressed(w, width, width, drawn(0, 1) ? 1 : ROW_BLOCK);
-    struct product second = compressed(v, outputs, width, drawn(0, 1) ? 1 : ROW_BLOCK);
+    struct product first = held(w, width, width);
+    struct product second = held(v, outputs, width);
     struct step steps[] = {
         {.kind = READ, .to = 0, .features = width, .memory = x, .stride = stride},
         {.kind = NORMALIZE, .from = 0, .to = width, .features = width, .gain = gain, .shift = shift, .epsilon = 1e-2},

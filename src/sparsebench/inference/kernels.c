@@ -33,9 +33,11 @@
 #ifndef PANEL_BYTES
 #define PANEL_BYTES (768 * 1024)
 #endif
-/* What so many features of the widest panel take fits a first-level cache and leaves room there. */
+/* What so many features of the widest panel take fits a first-level cache and leaves room there. Rows: a multiple of ROW_BLOCK. */
+#ifndef TILE_ROWS
 #define TILE_ROWS 256
 #define TILE_COLUMNS 128
+#endif
 #define ALIGNMENT 64
 /* With blocks, so many columns or fewer are multiplied where they lie. */
 #define FEW_COLUMNS 8
