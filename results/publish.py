@@ -2,12 +2,15 @@
 
     python results/publish.py runs/fashion-lenet results/fashion-lenet
 
-copies `study.json` and the tables, writes `results.csv.gz`, keeps the weight distributions and the training curves of the runs
-that the page draws (the first seed of every chosen configuration), and makes the page anew from what it wrote.
+copies the tables and `study.json`, whose command names no folder of one machine, writes `results.csv.gz`, keeps the weight
+distributions and the training curves of the runs that the page draws (the first seed of every chosen configuration), and makes the
+page anew from what it wrote.
 """
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -30,6 +33,14 @@ def drawn_runs(frontiers: Frontiers, run_ids: dict[tuple[str, int], str]) -> lis
     return sorted({run_ids[point.configuration, point.seeds[0]] for point in chosen if point is not None})
 
 
+def elsewhere(command: str, name: str) -> str:
+    """The study's command with a results folder that anybody may have."""
+    words = shlex.split(command)
+    if "--out" in words:
+        words[words.index("--out") + 1] = f"runs/{name}"
+    return shlex.join(words)
+
+
 def main(runs: Path, published: Path) -> None:
     """Write the folder."""
     data = load_study(runs)
@@ -42,7 +53,9 @@ def main(runs: Path, published: Path) -> None:
         stale.unlink()
     for run_id in drawn:
         shutil.copyfile(RunFolder.of(runs, run_id).curve_path, curves / f"{run_id}.jsonl")
-    shutil.copyfile(runs / "study.json", published / "study.json")
+    note = json.loads((runs / "study.json").read_text(encoding="utf-8"))
+    note["command"] = elsewhere(note["command"], published.name)
+    (published / "study.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     tables = open_tables(runs)
     for name in ("results", "layers"):
         pq.write_table(tables.rows(name).to_table(), published / f"{name}.parquet", compression="zstd")

@@ -40,7 +40,7 @@ def distribution_panel(frontiers: Frontiers, distributions: Dataset) -> Panel:
         title="Weights before and after",
         label="Chosen point",
         figures={name: _figure(point.method, _evenly_picked(layers)) for name, (point, layers) in found.items()},
-        caption="How the weights of each layer are distributed: grey when the training begins, coloured when it ends, without "
+        caption="How the weights of each layer are distributed: dotted when the training begins, filled when it ends, without "
         "those that are zero then; the first seed of the chosen point. All curves have the same height, whatever number of "
         "weights they stand for, which is told beside the layer's name; pointing at one tells how many lie there. Every layer "
         "has its own scale."
