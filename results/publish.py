@@ -3,8 +3,8 @@
     python results/publish.py runs/fashion-lenet results/fashion-lenet
 
 copies the tables and `study.json`, whose command names no folder of one machine, writes `results.csv.gz`, keeps the weight
-distributions and the training curves of the runs that the page draws (the first seed of every chosen configuration), and makes the
-page anew from what it wrote.
+distributions and the training curves of the runs that the page draws (the first seed of every chosen configuration), and makes
+the page anew from what it wrote.
 """
 
 from __future__ import annotations
