@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from driving import table
+from inference_cases import BLOCKS, ELEMENTS, SPARSELAB
 
 SECTIONS = ("layers", "networks")
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
@@ -66,6 +67,10 @@ def _sparse_table(cases: Sequence[Mapping[str, Any]]) -> str:
     return table(["sparse: times faster than the fastest float32 (than PyTorch)", "zeros", *header], rows)
 
 
+# The same in every panel.
+LOOKS = {ELEMENTS: ("#0072b2", "o"), BLOCKS: ("#d55e00", "s"), SPARSELAB: ("#009e73", "^")}
+
+
 def draw(record: Mapping[str, Any], path: Path) -> None:
     """A panel for each network: how many times faster than the fastest dense float32, by sparsity."""
     import matplotlib
@@ -88,11 +93,11 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
             other = fastest(case, precision)
             if other is not None:
                 axes.axhline(base / other, color="0.5", linewidth=1.0, linestyle=style, label=f"fastest dense {precision}")
-        for (name, times), colour, marker in zip(case["sparse"].items(), ("#0072b2", "#d55e00", "#009e73"), "os^", strict=False):
-            speed = [base / least(values) for values in times.values()]
+        for name, times in case["sparse"].items():
+            (colour, marker), speed = LOOKS[name], [base / least(values) for values in times.values()]
             axes.plot([f"{100 * float(sparsity):.0f}" for sparsity in times], speed, color=colour, marker=marker, label=name)
         axes.set_yscale("log", base=2)
-        axes.yaxis.set_major_locator(LogLocator(2, subs=(1.0, 1.5)))
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_title(case["title"], fontsize=9)
