@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import logging
 import tempfile
 import warnings
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from inference_cases import BEAM, Case, Way
-from onnx_decoding import OtherTransformer, assert_same_scores, onnx_graphs
+from onnx_decoding import OtherTransformer, as_onnx, assert_same_scores, onnx_graphs
 from torch import nn
 
 FLOAT32, BFLOAT16, INT8 = "float32", "bfloat16", "int8"
@@ -36,10 +35,7 @@ class Dense:
     @cached_property
     def onnx(self) -> bytes:
         """The network as ONNX."""
-        program = torch.onnx.export(self.model, tuple(map(torch.from_numpy, self.arrays)), dynamo=True, verbose=False)
-        file = io.BytesIO()
-        program.save(file)
-        return file.getvalue()
+        return as_onnx(self.model, tuple(map(torch.from_numpy, self.arrays)))
 
     @cached_property
     def graphs(self) -> tuple[bytes, bytes]:
@@ -82,8 +78,7 @@ def onnx_runtime(dense: Dense) -> Way:
     """ONNX Runtime in float32."""
     if dense.case.use is not None:
         return dense.decoding(partial(_computed, threads=dense.threads))
-    compute, arrays = _computed(dense.onnx, dense.threads), dense.arrays
-    return lambda: compute(arrays)
+    return partial(_computed(dense.onnx, dense.threads), dense.arrays)
 
 
 def onnx_runtime_int8(dense: Dense) -> Way:
@@ -103,8 +98,7 @@ def onnx_runtime_int8(dense: Dense) -> Way:
         before, after = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         before.write_bytes(dense.onnx)
         quantize_static(before, after, Once(_named(dense)), quant_format=QuantFormat.QDQ, per_channel=True)
-        compute, arrays = _computed(after.read_bytes(), dense.threads), dense.arrays
-        return lambda: compute(arrays)
+        return partial(_computed(after.read_bytes(), dense.threads), dense.arrays)
 
 
 def openvino(dense: Dense, precision: str = "f32") -> Way:
@@ -113,8 +107,7 @@ def openvino(dense: Dense, precision: str = "f32") -> Way:
         import openvino as ov
 
         return dense.decoding(lambda graph: _requested(ov.Core().read_model(graph), dense.threads, precision))
-    compute, arrays = _requested(dense.openvino, dense.threads, precision), dense.arrays
-    return lambda: compute(arrays)
+    return partial(_requested(dense.openvino, dense.threads, precision), dense.arrays)
 
 
 def openvino_int8(dense: Dense) -> Way:
@@ -124,8 +117,7 @@ def openvino_int8(dense: Dense) -> Way:
     logging.getLogger("nncf").setLevel(logging.ERROR)
     arrays = dense.arrays
     data = nncf.Dataset([arrays[0] if len(arrays) == 1 else arrays])
-    compute = _requested(nncf.quantize(dense.openvino.clone(), data, subset_size=1), dense.threads, "f32")
-    return lambda: compute(arrays)
+    return partial(_requested(nncf.quantize(dense.openvino.clone(), data, subset_size=1), dense.threads, "f32"), arrays)
 
 
 def _named(dense: Dense) -> dict[str, Any]:

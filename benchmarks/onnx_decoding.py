@@ -12,7 +12,7 @@ from torch import nn
 from sparsebench.workloads.translation.tokens import BEGIN, PADDING
 from sparsebench.workloads.translation.transformer import DecoderCache, KeysValues, Memory, Transformer
 
-__all__ = ["OtherTransformer", "assert_same_scores", "onnx_graphs"]
+__all__ = ["OtherTransformer", "as_onnx", "assert_same_scores", "onnx_graphs"]
 
 Graph = Callable[[Sequence[Any]], Sequence[Any]]
 """From arrays to arrays."""
@@ -76,23 +76,20 @@ def onnx_graphs(model: Transformer, source: torch.Tensor, beam: int) -> tuple[by
     )
     source = source if len(source) > 1 else source.repeat(2, 1)
     memory = model.encode(source)
-    _, first = model.decode(torch.full((len(source) * beam, 1), BEGIN), _repeated(memory, beam), None)
+    _, first = model.decode(torch.full((len(source) * beam, 1), BEGIN), memory, None)
     three = [tensor.repeat(1, 1, 3, 1).unflatten(0, (len(source), beam)) for layer in first for tensor in layer]
     states = [tensor for layer in memory.layers for tensor in layer]
     read = {0: sentences, 2: positions}
     shapes = ({0: sentences}, {0: sentences, 3: positions}, (read,) * len(states) + ({0: sentences, 3: earlier},) * len(three))
     tokens = torch.full((len(source), beam), BEGIN)
     return (
-        _onnx(Encode(model), (source,), ({0: sentences, 1: positions},)),
-        _onnx(Step(model), (tokens, memory.mask, *states, *three), shapes),
+        as_onnx(Encode(model), (source,), ({0: sentences, 1: positions},)),
+        as_onnx(Step(model), (tokens, memory.mask, *states, *three), shapes),
     )
 
 
-def _repeated(memory: Memory, beam: int) -> Memory:
-    return memory.chosen(torch.arange(len(memory.mask)).repeat_interleave(beam))
-
-
-def _onnx(module: nn.Module, arguments: tuple[torch.Tensor, ...], shapes: tuple[Any, ...]) -> bytes:
+def as_onnx(module: nn.Module, arguments: tuple[torch.Tensor, ...], shapes: tuple[Any, ...] | None = None) -> bytes:
+    """A network as ONNX, for arguments of these sizes alone or, in the dimensions that `shapes` names, of any."""
     program = torch.onnx.export(module.eval(), arguments, dynamo=True, verbose=False, dynamic_shapes=shapes)
     file = io.BytesIO()
     program.save(file)

@@ -24,7 +24,6 @@ from sparsebench.analysis.study_data import load_study
 from sparsebench.analysis.training_curves import PASSED_ON
 from sparsebench.records.export import export
 from sparsebench.records.run_folder import RunFolder
-from sparsebench.records.table import open_tables
 
 
 def drawn_runs(frontiers: Frontiers, run_ids: dict[tuple[str, int], str]) -> list[str]:
@@ -56,12 +55,10 @@ def main(runs: Path, published: Path) -> None:
     note = json.loads((runs / "study.json").read_text(encoding="utf-8"))
     note["command"] = elsewhere(note["command"], published.name)
     (published / "study.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-    tables = open_tables(runs)
-    for name in ("results", "layers"):
-        pq.write_table(tables.rows(name).to_table(), published / f"{name}.parquet", compression="zstd")
-    own = pc.field("run_id").isin(drawn)
-    pq.write_table(tables.rows("distributions").to_table(filter=own), published / "distributions.parquet", compression="zstd")
-    export(runs, published / "results.csv.gz")
+    for file, name in (("results.parquet", "results"), ("results.csv.gz", "results"), ("layers.parquet", "layers")):
+        export(runs, published / file, name)
+    own = data.distributions.to_table(filter=pc.field("run_id").isin(drawn))
+    pq.write_table(own, published / "distributions.parquet", compression="zstd")
     page = write_page(published)
     sys.stdout.write(f"{page}: {len(table)} runs, training curves of {len(drawn)} of them\n")
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from sparsebench.analysis.study_data import read_failures, read_note
 from sparsebench.analysis.tables import failed_runs
-from sparsebench.analysis.templates import render
+from sparsebench.analysis.templates import render, write_rendered
 from sparsebench.analysis.wording import count
-from sparsebench.atomic import atomic_file
 from sparsebench.records.rows import RESULTS_SCHEMA
-from sparsebench.records.run_states import finished_states, holds_tables_alone, imported_path, run_folders
+from sparsebench.records.run_states import holds_tables_alone, imported_path, run_folders
 
 __all__ = ["nothing_but_failures", "write_failures_page"]
 
@@ -21,9 +20,11 @@ def nothing_but_failures(directory: Path) -> bool:
     Raises:
         SparsebenchError: `directory` holds no runs.
     """
-    if imported_path(directory).exists() or holds_tables_alone(directory) or finished_states(directory):
+    if imported_path(directory).exists() or holds_tables_alone(directory):
         return False
-    return any(folder.status() == "failed" for folder in run_folders(directory))
+    folders = run_folders(directory)
+    # A finished run is mostly the first that is looked at: a large folder is not read twice for this.
+    return not any(folder.result_path.exists() for folder in folders) and any(folder.status() == "failed" for folder in folders)
 
 
 def write_failures_page(directory: Path, out: Path | None = None) -> Path:
@@ -39,10 +40,11 @@ def write_failures_page(directory: Path, out: Path | None = None) -> Path:
     Raises:
         SparsebenchError: A file of the folder cannot be read, or the page cannot be written.
     """
-    failures = read_failures(directory)
+    folders = run_folders(directory)
+    failures = read_failures(folders, [folder.status() for folder in folders])
     note = read_note(directory / "study.json")
     workloads = {str(failure.config["workload"]) for failure in failures if "workload" in failure.config}
-    others = len(run_folders(directory)) - len(failures)
+    others = len(folders) - len(failures)
     page = render(
         "failures.html.j2",
         figures={},
@@ -54,7 +56,4 @@ def write_failures_page(directory: Path, out: Path | None = None) -> Path:
         command=None if note is None else note.command,
         failed=failed_runs(failures, RESULTS_SCHEMA.empty_table().to_pandas()),
     )
-    target = directory / "report.html" if out is None else out
-    with atomic_file(target) as file:
-        file.write(page.encode())
-    return target
+    return write_rendered(page, directory / "report.html" if out is None else out)

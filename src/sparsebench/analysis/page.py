@@ -17,9 +17,8 @@ from sparsebench.analysis.statistics import LEVEL
 from sparsebench.analysis.study_data import StudyData, load_study
 from sparsebench.analysis.study_figures import StudyFigures, study_figures
 from sparsebench.analysis.tables import best_rows, choices, comparison_rows, configurations, costs, failed_runs
-from sparsebench.analysis.templates import render
+from sparsebench.analysis.templates import render, write_rendered
 from sparsebench.analysis.wording import asked, metric_label, value
-from sparsebench.atomic import atomic_file
 from sparsebench.records.schema import OWN_SOURCE
 
 __all__ = ["StudyReport", "render_page", "write_page"]
@@ -75,10 +74,7 @@ class StudyReport:
             SparsebenchError: The file cannot be written.
         """
         target = self.directory / "report.html" if out is None else out
-        page = _render(self.data, self.frontiers, self.figures)
-        with atomic_file(target) as file:
-            file.write(page.encode())
-        return target
+        return write_rendered(_render(self.data, self.frontiers, self.figures), target)
 
 
 def write_page(directory: Path, out: Path | None = None) -> Path:

@@ -21,9 +21,8 @@ from sparsebench.analysis.point_marks import point_marks
 from sparsebench.analysis.published_curves import PublishedCurve, PublishedRow, published_curves, published_rows
 from sparsebench.analysis.study_data import StudyData, load_study
 from sparsebench.analysis.study_figures import named_figures
-from sparsebench.analysis.templates import render
+from sparsebench.analysis.templates import render, write_rendered
 from sparsebench.analysis.wording import metric_label
-from sparsebench.atomic import atomic_file
 from sparsebench.errors import SparsebenchError
 from sparsebench.records.published.values import printed_as
 
@@ -114,10 +113,7 @@ def write_paper_page(figures: PaperFigures, paper: str, out: Path | None = None)
         metric=metric_label(data.metric),
         figures={"panels": {panel.key: panel.as_json() for panel in figures.panels}},
     )
-    target = data.directory / f"{paper}.html" if out is None else out
-    with atomic_file(target) as file:
-        file.write(page.encode())
-    return target
+    return write_rendered(page, data.directory / f"{paper}.html" if out is None else out)
 
 
 def _second(directory: Path, first: StudyData) -> StudyData:

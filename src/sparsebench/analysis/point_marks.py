@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import plotly.graph_objects as go
@@ -47,7 +47,7 @@ def thin_out(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
     if len(groups) >= most:
         kept = [max(group, key=lambda place: points[place].validation) for group in _evenly(groups, most)]
     else:
-        share = max(share for share in range(1, most + 1) if sum(min(share, len(group)) for group in groups) <= most)
+        share = max(share for share in range(1, max(map(len, groups))) if sum(min(share, len(group)) for group in groups) <= most)
         kept = [place for group in groups for place in _evenly(group, share)]
     return [points[place] for place in sorted(kept)]
 
@@ -92,8 +92,7 @@ def point_marks(
     )
 
 
-def _columns(points: Iterable[Point], metric: str) -> dict[str, list[str]]:
-    points = list(points)
+def _columns(points: Sequence[Point], metric: str) -> dict[str, list[str]]:
     configs: dict[str, Mapping[str, Any]] = {point.configuration: point.config for point in points}
     settings = varying_settings(configs)
     columns: dict[str, list[str]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pyarrow.dataset import Dataset
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.records.run_folder import RunFolder
+from sparsebench.records.run_folder import RunFolder, Status
 from sparsebench.records.run_states import holds_tables_alone, run_folders
 from sparsebench.records.schema import Fraction
 from sparsebench.records.table import open_tables
@@ -106,6 +107,7 @@ def load_study(directory: Path) -> StudyData:
     metric = _only(results.loc[results["primary_metric"], "metric"], directory, "primary metric")
     written = read_note(directory / "study.json")
     folders = run_folders(directory)
+    statuses = [folder.status() for folder in folders]
     return StudyData(
         directory=directory,
         note=written or _note_from_table(directory, workload, results),
@@ -116,15 +118,20 @@ def load_study(directory: Path) -> StudyData:
         layers=layers,
         distributions=tables.rows("distributions"),
         tables_alone=holds_tables_alone(directory),
-        failures=read_failures(directory),
-        unfinished=sum(folder.status() == "started" for folder in folders),
-        stopped=sum(folder.status() == "stopped" for folder in folders),
+        failures=read_failures(folders, statuses),
+        unfinished=statuses.count("started"),
+        stopped=statuses.count("stopped"),
     )
 
 
-def read_failures(directory: Path) -> tuple[Failure, ...]:
-    """The runs of a results folder that failed, in order of their ids."""
-    return tuple(_failure(folder) for folder in run_folders(directory) if folder.status() == "failed")
+def read_failures(folders: Sequence[RunFolder], statuses: Sequence[Status]) -> tuple[Failure, ...]:
+    """Those runs that failed, in their order.
+
+    Args:
+        folders: The runs.
+        statuses: How far each has come.
+    """
+    return tuple(_failure(folder) for folder, status in zip(folders, statuses, strict=True) if status == "failed")
 
 
 def known_steps(runs: pd.DataFrame) -> list[int]:

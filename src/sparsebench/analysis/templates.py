@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-__all__ = ["render"]
+from sparsebench.atomic import atomic_file
+
+__all__ = ["render", "write_rendered"]
 
 
 def render(template: str, *, figures: Mapping[str, Any], **texts: Any) -> str:
@@ -36,6 +39,20 @@ def render(template: str, *, figures: Mapping[str, Any], **texts: Any) -> str:
     return environment.get_template(template).render(
         figures=_as_script_data(figures), style=Markup(style), plotly=Markup(get_plotlyjs()), **texts
     )
+
+
+def write_rendered(page: str, target: Path) -> Path:
+    """Write a page, whole or not at all.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        SparsebenchError: It cannot be written.
+    """
+    with atomic_file(target) as file:
+        file.write(page.encode())
+    return target
 
 
 def _as_script_data(value: Any) -> Markup:
