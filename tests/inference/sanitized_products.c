@@ -67,29 +67,38 @@ static struct product compressed(const float *dense, int64_t rows, int64_t featu
 static struct product tiled(const float *dense, int64_t rows, int64_t features)
 {
     struct product p = {.rows = rows, .features = features, .block = 1, .is_tiled = 1};
-    int64_t all = tiled_rows(&p), entries = 0;
-    int32_t *starts = malloc((size_t)(2 * all + 1) * sizeof(int32_t)), *columns = malloc((size_t)(rows * features) * sizeof(int32_t));
-    float *values = malloc((size_t)(rows * features) * sizeof(float));
+    const int64_t all = tiled_rows(&p), across = tiles_across(&p), most = all * TILE_COLUMNS;
+    int32_t *starts = malloc((size_t)(all / 2 + 1 + all) * sizeof(int32_t)), *order = starts + all / 2 + 1;
+    uint8_t *columns = calloc((size_t)most, 1);
+    float *values = calloc((size_t)most, sizeof(float));
+    int64_t steps = 0;
     for (int64_t tile = 0; tile < all / TILE_ROWS; ++tile) {
-        int64_t top = tile / tiles_across(&p) * TILE_ROWS, left = tile % tiles_across(&p) * TILE_COLUMNS, place = tile * TILE_ROWS;
+        const int64_t top = tile / across * TILE_ROWS, left = tile % across * TILE_COLUMNS;
+        int64_t place = tile * TILE_ROWS, counts[TILE_ROWS] = {0};
+        for (int64_t r = 0; r < TILE_ROWS && top + r < rows; ++r)
+            for (int64_t f = left; f < at_most(left + TILE_COLUMNS, features); ++f) counts[r] += dense[(top + r) * features + f] != 0;
         /* Counts one after the other, then what W does not have. */
         for (int64_t wanted = 0; wanted <= TILE_COLUMNS + 1; ++wanted)
-            for (int64_t r = 0; r < TILE_ROWS; ++r) {
-                int64_t count = 0, first = entries;
-                for (int64_t f = left; top + r < rows && f < at_most(left + TILE_COLUMNS, features); ++f)
-                    count += dense[(top + r) * features + f] != 0;
-                if (wanted != (top + r < rows ? count : TILE_COLUMNS + 1)) continue;
-                for (int64_t f = left; entries < first + count; ++f)
-                    if (dense[(top + r) * features + f] != 0) {
-                        columns[entries] = (int32_t)f;
-                        values[entries++] = dense[(top + r) * features + f];
+            for (int64_t r = 0; r < TILE_ROWS; ++r)
+                if (wanted == (top + r < rows ? counts[r] : TILE_COLUMNS + 1)) order[place++] = (int32_t)r;
+        for (int64_t pair = tile * TILE_ROWS / 2; pair < (tile + 1) * TILE_ROWS / 2; ++pair) {
+            starts[pair] = (int32_t)steps;
+            int64_t longer = 0;
+            for (int64_t r = 0; r < 2; ++r) {
+                int64_t step = 0, row = top + order[2 * pair + r];
+                for (int64_t f = left; row < rows && f < at_most(left + TILE_COLUMNS, features); ++f)
+                    if (dense[row * features + f] != 0) {
+                        columns[2 * (steps + step) + r] = (uint8_t)(f - left);
+                        values[2 * (steps + step++) + r] = dense[row * features + f];
                     }
-                starts[place] = (int32_t)first, starts[all + 1 + place++] = (int32_t)r;
+                longer = step > longer ? step : longer;
             }
+            steps += longer;
+        }
     }
-    starts[all] = (int32_t)entries;
-    p.columns = realloc(columns, (size_t)(entries + !entries) * sizeof(int32_t));
-    p.values = realloc(values, (size_t)(entries + !entries) * sizeof(float));
+    starts[all / 2] = (int32_t)steps;
+    p.columns = realloc(columns, (size_t)(2 * steps + !steps));
+    p.values = realloc(values, (size_t)(2 * steps + !steps) * sizeof(float));
     p.starts = starts;
     return p;
 }
@@ -147,7 +156,7 @@ static int check_chain(int instruction_set, int threads)
         {.kind = WRITE, .from = width, .features = width, .memory = y, .stride = width},
         {.kind = WRITE, .from = 3 * width, .features = outputs, .memory = z, .stride = outputs},
     };
-    int wrong = sparsebench_chain(steps, 8, 3 * width + outputs, columns, instruction_set, threads, in_two_threads);
+    int wrong = sparsebench_chain(steps, 8, 3 * width + outputs, columns, 1, instruction_set, threads, in_two_threads);
     double *normed = malloc((size_t)width * sizeof(double));
     for (int64_t n = 0; n < columns; ++n) {
         double mean = 0, variance = 0, most = 1;
@@ -167,6 +176,54 @@ static int check_chain(int instruction_set, int threads)
         }
     }
     free(normed), free(w), free(v), free(x), free(y), free(z), free(gain), free(shift), release(&first), release(&second);
+    return wrong;
+}
+
+/* Queries x and keys and values made of it, in heads; masked or not. */
+static int check_attention(int instruction_set, int threads)
+{
+    const int64_t heads = drawn(1, 3), depth = drawn(1, 20), width = heads * depth, length = drawn(2, 64), sequences = drawn(1, 5);
+    const int64_t columns = sequences * length, shared_mask = drawn(0, 1);
+    float *x = numbers(columns * width), *w = numbers(2 * width * width), *y = malloc((size_t)(columns * width) * sizeof(float));
+    for (int64_t i = 0; i < 2 * width * width; ++i) w[i] /= 8;
+    uint8_t *mask = malloc((size_t)columns);
+    for (int64_t i = 0; i < columns; ++i) mask[i] = (uint8_t)drawn(0, 2);
+    struct product product = held(w, 2 * width, width);
+    const int masked = (int)drawn(0, 1);
+    struct step steps[] = {
+        {.kind = READ, .to = 0, .features = width, .memory = x, .stride = width},
+        {.kind = PRODUCT, .from = 0, .to = width, .features = width, .product = &product},
+        {.kind = ATTEND, .from = 0, .also = width, .third = 2 * width, .to = 3 * width, .features = width, .heads = heads, .scale = 0.25,
+         .mask = masked ? mask : NULL, .mask_stride = shared_mask ? 0 : length},
+        {.kind = WRITE, .from = 3 * width, .features = width, .memory = y, .stride = width},
+    };
+    int wrong = sparsebench_chain(steps, 4, 4 * width, columns, length, instruction_set, threads, in_two_threads);
+    double *read = malloc((size_t)(columns * 2 * width) * sizeof(double)), weights[64];
+    for (int64_t n = 0; n < columns; ++n)
+        for (int64_t r = 0; r < 2 * width; ++r) {
+            read[n * 2 * width + r] = 0;
+            for (int64_t f = 0; f < width; ++f) read[n * 2 * width + r] += w[r * width + f] * x[n * width + f];
+        }
+    for (int64_t n = 0; n < columns; ++n)
+        for (int64_t h = 0; h < heads; ++h) {
+            const double *keys = read + n / length * length * 2 * width + h * depth, *values = keys + width;
+            const uint8_t *allowed = mask + (shared_mask ? 0 : n / length * length);
+            double most = -INFINITY, total = 0;
+            for (int64_t j = 0; j < length; ++j) {
+                weights[j] = 0;
+                for (int64_t f = 0; f < depth; ++f) weights[j] += 0.25 * keys[j * 2 * width + f] * x[n * width + h * depth + f];
+                if (masked && !allowed[j]) weights[j] = -INFINITY;
+                most = fmax(most, weights[j]);
+            }
+            for (int64_t j = 0; j < length; ++j) total += weights[j] = most == -INFINITY ? 0 : exp(weights[j] - most);
+            for (int64_t f = 0; f < depth; ++f) {
+                double sum = 0;
+                for (int64_t j = 0; j < length; ++j) sum += weights[j] * values[j * 2 * width + f];
+                if (total != 0) sum /= total;
+                wrong |= !(fabs(sum - y[n * width + h * depth + f]) <= 1e-4 * (1 + fabs(sum)));
+            }
+        }
+    free(x), free(w), free(y), free(mask), free(read), release(&product);
     return wrong;
 }
 
@@ -240,7 +297,8 @@ int main(void)
     int sets = sparsebench_instruction_sets(), checked = 0;
     for (int set = 0; set < 3; ++set)
         for (int trial = 0; (sets >> set & 1) && trial < 150; ++trial, ++checked)
-            if (check(set, 1 + trial % 2) || check_convolution(set, 1 + trial % 2) || check_chain(set, 1 + trial % 2)) {
+            if (check(set, 1 + trial % 2) || check_convolution(set, 1 + trial % 2) || check_chain(set, 1 + trial % 2) ||
+                check_attention(set, 1 + trial % 2)) {
                 printf("instruction set %d, trial %d: wrong\n", set, trial);
                 return 1;
             }

@@ -26,7 +26,7 @@ def always_chained(monkeypatch):
     chosen = kernels("generic")
     for module in (chains, chaining):
         monkeypatch.setattr(module, "load_kernels", lambda: chosen)
-    monkeypatch.setattr(chaining, "least_times_of", lambda ways, inputs: [2.0, 1.0])
+    monkeypatch.setattr(chaining, "least_times_of", lambda ways, inputs: [2.0, 1.0, *(2.0 for _ in ways[2:])])
     monkeypatch.setattr(compilation, "least_times", lambda ways, seen: [1.0] + [2.0] * (len(ways) - 1))
     monkeypatch.setattr(whole, "take_turns", lambda ways, rounds: [2.0, 1.0, *(3.0 for _ in ways[2:])])
 

@@ -8,6 +8,7 @@
 static void NAME(sum_blocks)(
     const struct product *p, int64_t row, int64_t end, const float *panel, int64_t pitch, float *out, int64_t out_pitch, int64_t vectors)
 {
+    const int32_t *columns = p->columns;
     for (; row < end; row += ROW_BLOCK, out += ROW_BLOCK * out_pitch) {
         const int32_t first = p->starts[row / ROW_BLOCK], last = p->starts[row / ROW_BLOCK + 1];
         for (int64_t begin = 0; begin < at_most(end - row, ROW_BLOCK); begin += BLOCK_SUMS)
@@ -15,7 +16,7 @@ static void NAME(sum_blocks)(
                 VECTOR sums[BLOCK_SUMS];
                 for (int i = 0; i < BLOCK_SUMS; ++i) sums[i] = (VECTOR){0};
                 for (int32_t j = first; j < last; ++j) {
-                    const VECTOR x = *(const LOOSE *)(panel + p->columns[j] * pitch + v * WIDTH);
+                    const VECTOR x = *(const LOOSE *)(panel + columns[j] * pitch + v * WIDTH);
                     const float *values = p->values + (int64_t)j * ROW_BLOCK + begin;
                     for (int i = 0; i < BLOCK_SUMS; ++i) sums[i] += values[i] * x;
                 }
@@ -37,20 +38,21 @@ INLINE void NAME(block_of_columns)(
     const struct product *p, int64_t row, const float *x, float *y, int64_t x_pitch, int64_t y_pitch, const int count, const int steps)
 {
     enum { PARTS = ROW_BLOCK / WIDTH };
+    const int32_t *columns = p->columns;
     VECTOR sums[8][PARTS];
     for (int i = 0; i < count * steps; ++i)
         for (int k = 0; k < PARTS; ++k) sums[i][k] = (VECTOR){0};
     int32_t j = p->starts[row / ROW_BLOCK], last = p->starts[row / ROW_BLOCK + 1];
     for (; j + steps <= last; j += steps)
         for (int u = 0; u < steps; ++u) {
-            const float *values = p->values + (int64_t)(j + u) * ROW_BLOCK, *element = x + p->columns[j + u];
+            const float *values = p->values + (int64_t)(j + u) * ROW_BLOCK, *element = x + columns[j + u];
             for (int k = 0; k < PARTS; ++k) {
                 const VECTOR weights = *(const LOOSE *)(values + k * WIDTH);
                 for (int n = 0; n < count; ++n) sums[u * count + n][k] += weights * element[n * x_pitch];
             }
         }
     for (; j < last; ++j) {
-        const float *values = p->values + (int64_t)j * ROW_BLOCK, *element = x + p->columns[j];
+        const float *values = p->values + (int64_t)j * ROW_BLOCK, *element = x + columns[j];
         for (int k = 0; k < PARTS; ++k) {
             const VECTOR weights = *(const LOOSE *)(values + k * WIDTH);
             for (int n = 0; n < count; ++n) sums[n][k] += weights * element[n * x_pitch];

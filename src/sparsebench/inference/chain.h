@@ -1,7 +1,8 @@
-/* Several products and what is between them, on columns that are independent of each other: a panel passes through all steps before
- * the next one begins, so that what is between two steps stays in the cache and is never turned around. Included by kernels.c. */
+/* Several products and what is between them, on columns that are independent of each other, or on sequences of them that are: a panel
+ * passes through all steps before the next one begins, so that what is between two steps stays in the cache and is never turned
+ * around. Included by kernels.c. */
 
-enum { READ, WRITE, PRODUCT, NORMALIZE, ADD, RECTIFY };
+enum { READ, WRITE, PRODUCT, NORMALIZE, ADD, RECTIFY, ATTEND };
 
 /* One step. Matrices within a panel are said by their first feature there: `features` of them follow. */
 struct step {
@@ -11,29 +12,42 @@ struct step {
     double epsilon;
     float *memory; /* READ, WRITE: column n begins at memory + n * stride, its features are neighbours */
     int64_t stride;
+    /* ATTEND: queries are `from`, keys `also`, values `third`; features of a head are neighbours */
+    int64_t third, heads;
+    double scale;
+    const uint8_t *mask; /* or NULL: keys of sequence n that may be read are not 0 from mask + n * mask_stride on */
+    int64_t mask_stride;
 };
 
-typedef void (*step_function)(const struct step *, float *panel, int64_t vectors, int64_t begin, int64_t count, int64_t part, int64_t parts);
+/* Columns of one panel. */
+struct span {
+    int64_t vectors, begin, count;
+    int64_t length; /* of a sequence; 1 where columns are independent */
+};
+
+typedef void (*step_function)(const struct step *, float *panel, const struct span *, int64_t part, int64_t parts);
 
 struct chain {
     const struct step *steps;
     step_function run;
-    int64_t step_count, features, columns, width, vectors, panels, parts;
+    int64_t step_count, features, columns, width, length, panels, parts;
+    int64_t unit, units; /* columns that stay together: a vector or a sequence */
     float *shared; /* scratch for all panels at once, where several threads work on one */
     int64_t next, done;
     int failed;
 };
 
-static void run_on_panel(const struct chain *c, const struct step *step, float *memory, int64_t panel, int64_t part)
+static struct span span_of(const struct chain *c, int64_t panel)
 {
-    int64_t first = c->vectors * panel / c->panels, vectors = c->vectors * (panel + 1) / c->panels - first, begin = first * c->width;
-    c->run(step, memory, vectors, begin, at_most(c->columns - begin, vectors * c->width), part, c->parts);
+    const int64_t first = c->units * panel / c->panels, columns = (c->units * (panel + 1) / c->panels - first) * c->unit;
+    const int64_t begin = first * c->unit;
+    return (struct span){(columns + c->width - 1) / c->width, begin, at_most(c->columns - begin, columns), c->length};
 }
 
 static int64_t panel_bytes(const struct chain *c)
 {
-    int64_t most = (c->vectors + c->panels - 1) / c->panels;
-    return c->features * most * c->width * (int64_t)sizeof(float);
+    const int64_t most = (c->units + c->panels - 1) / c->panels * c->unit;
+    return c->features * ((most + c->width - 1) / c->width) * c->width * (int64_t)sizeof(float);
 }
 
 /* Each thread takes whole panels. */
@@ -48,7 +62,8 @@ static void take_panels(void *argument)
     for (;;) {
         int64_t panel = __atomic_fetch_add(&c->next, 1, __ATOMIC_RELAXED);
         if (panel >= c->panels) return;
-        for (int64_t s = 0; s < c->step_count; ++s) run_on_panel(c, c->steps + s, memory, panel, 0);
+        const struct span span = span_of(c, panel);
+        for (int64_t s = 0; s < c->step_count; ++s) c->run(c->steps + s, memory, &span, 0, 1);
     }
 }
 
@@ -65,7 +80,8 @@ static void take_parts(void *argument)
             if (tries < 1000) ++tries;
             else sched_yield();
         int64_t panel = task % tasks / c->parts, part = task % c->parts;
-        run_on_panel(c, c->steps + step, c->shared + panel * panel_bytes(c) / (int64_t)sizeof(float), panel, part);
+        const struct span span = span_of(c, panel);
+        c->run(c->steps + step, c->shared + panel * panel_bytes(c) / (int64_t)sizeof(float), &span, part, c->parts);
         __atomic_fetch_add(&c->done, 1, __ATOMIC_RELEASE);
     }
 }

@@ -1,5 +1,9 @@
 /* The steps of a chain on one panel, for vectors of WIDTH floats; included by kernels.c once for each instruction set. */
 
+#include "attention_panel.h"
+
+/* Of a product at a time, as many as there are registers for. */
+#define VECTORS_AT_ONCE (WIDTH == 16 ? 4 : 8)
 #define VECTOR NAME(vector)
 #define LOOSE NAME(loose)
 
@@ -29,14 +33,20 @@ static void NAME(normalize)(const struct step *s, const float *from, float *to, 
     }
 }
 
-static void NAME(run_step)(const struct step *s, float *panel, int64_t vectors, int64_t begin, int64_t count, int64_t part, int64_t parts)
+static void NAME(run_step)(const struct step *s, float *panel, const struct span *span, int64_t part, int64_t parts)
 {
-    const int64_t pitch = vectors * WIDTH;
+    const int64_t pitch = span->vectors * WIDTH, begin = span->begin, count = span->count;
     const float *from = panel + s->from * pitch;
     float *to = panel + s->to * pitch;
     if (s->kind == PRODUCT) {
         int64_t row = first_row(s->product, part, parts), end = first_row(s->product, part + 1, parts);
-        NAME(sum_rows)(s->product, row, end, from, pitch, to + row * pitch, pitch, vectors);
+        for (int64_t v = 0; v < span->vectors; v += VECTORS_AT_ONCE)
+            NAME(sum_rows)(
+                s->product, row, end, from + v * WIDTH, pitch, to + row * pitch + v * WIDTH, pitch, at_most(span->vectors - v, VECTORS_AT_ONCE));
+        return;
+    }
+    if (s->kind == ATTEND) {
+        NAME(attend)(s, panel, pitch, count, span->length, begin / span->length, s->heads * part / parts, s->heads * (part + 1) / parts);
         return;
     }
     if (part != 0) return; /* What costs little is done by one. */
@@ -62,5 +72,6 @@ static void NAME(run_step)(const struct step *s, float *panel, int64_t vectors, 
     }
 }
 
+#undef VECTORS_AT_ONCE
 #undef VECTOR
 #undef LOOSE

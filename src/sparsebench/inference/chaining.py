@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from sparsebench.inference.attention import attention_by_torch, self_attention, with_self_attention
 from sparsebench.inference.chains import SparseChain
 from sparsebench.inference.choices import MARGIN, LayerChoice, least_times_of
 from sparsebench.inference.convolutions import SparseConvolution
@@ -193,7 +194,11 @@ def _chained(
             # Code that tracing misread, or that does not run without what surrounds it.
             continue
         is_traced = True
-        tried = _put_chains(network, name, values, sparse, call.times)
+        attentive = with_self_attention(network, values)
+        tried = [] if attentive is None else _put_attention_chains(*attentive, name, sparse, call.times)
+        if attentive is not None and tried:
+            network, values = attentive
+        tried += _put_chains(network, values, name, sparse, call.times)
         choices += tried
         if any(choice.sparse for choice in tried):
             networks[key] = network
@@ -241,41 +246,71 @@ def _values(network: fx.GraphModule, inputs: list[Any]) -> tuple[Any, dict[fx.No
 
 
 def _put_chains(
-    network: fx.GraphModule, name: str, values: Mapping[fx.Node, Any], sparse: Mapping[int, SparseLinear], count: int
+    network: fx.GraphModule, values: dict[fx.Node, Any], name: str, sparse: Mapping[int, SparseLinear], count: int
 ) -> list[LayerChoice]:
-    choices, values = [], dict(values)
+    """Put chains without attention where they are faster than their layers one by one; `values` is kept up to date."""
+    choices = []
     # Once with all layers that have zeros; where that is slower, with those alone that are faster by themselves.
     for known in (sparse, {}) if sparse else ({},):
         faster = []
         for region in find_regions(network, known, values):
             chain = chain_of(network, region, known, values)
-            inputs = [values[node] for node in region.inputs]
             before = chain_of(network, region, {}, values).network
-            before_ms, chain_ms = least_times_of((before, chain), inputs)
-            if chain_ms <= MARGIN * before_ms:
+            times = least_times_of((before, chain), _inputs(region, values))
+            if times[1] <= MARGIN * times[0]:
                 faster.append((region, chain))
-                choices.append(_choice(name, region, chain, inputs, count * before_ms, count * chain_ms))
-        for region, chain in faster:
-            replaced = put_chain(network, region, chain, f"chain_{len(values)}")
-            values |= {new: values[old] for old, new in replaced.items()}
-    network.graph.eliminate_dead_code()
-    network.delete_all_unused_submodules()
-    network.recompile()
+                choices.append(_choice(name, region, chain, values, count, times))
+        _put(network, faster, values)
     return choices
 
 
+def _put_attention_chains(
+    network: fx.GraphModule, values: dict[fx.Node, Any], name: str, sparse: Mapping[int, SparseLinear], count: int
+) -> list[LayerChoice]:
+    """Put chains with attention where they are faster than their layers one by one, and than chains on both sides of it."""
+    choices = []
+    for known in (sparse, {}) if sparse else ({},):
+        faster = []
+        for region in find_regions(network, known, values):
+            if not any(node.target is self_attention for node in region.nodes):
+                continue
+            chain = chain_of(network, region, known, values)
+            before = chain_of(network, region, {}, values).network
+            apart, inputs = cast(fx.GraphModule, chain.network), _inputs(region, values)
+            # What runs where sequences do not fit the chain.
+            _put_chains(apart, _values(apart, inputs)[1], name, sparse, count)
+            times = least_times_of((before, chain, apart), inputs)
+            if times[1] <= MARGIN * min(times[0], times[2]):
+                faster.append((region, chain))
+                choices.append(_choice(name, region, chain, values, count, times))
+        _put(network, faster, values)
+    for node in network.graph.nodes:
+        if node.target is self_attention:
+            node.target = attention_by_torch
+    return choices
+
+
+def _put(network: fx.GraphModule, chains: list[tuple[Region, SparseChain]], values: dict[fx.Node, Any]) -> None:
+    for region, chain in chains:
+        replaced = put_chain(network, region, chain, f"chain_{len(values)}")
+        values |= {new: values[old] for old, new in replaced.items()}
+    network.graph.eliminate_dead_code()
+    network.delete_all_unused_submodules()
+    network.recompile()
+
+
+def _inputs(region: Region, values: Mapping[fx.Node, Any]) -> list[Tensor]:
+    return [values[node] for node in (*region.inputs, *region.masks)]
+
+
 def _choice(
-    name: str,
-    region: Region,
-    chain: SparseChain,
-    inputs: list[Tensor],
-    before_ms: float,
-    chain_ms: float,
+    name: str, region: Region, chain: SparseChain, values: Mapping[fx.Node, Any], count: int, times: Sequence[float]
 ) -> LayerChoice:
     layers = [layer for layer in chain.layers if isinstance(layer, SparseLinear)]
     weights = sum(layer.inputs * layer.outputs for layer in layers)
     entries = sum(int(layer.values.count_nonzero()) for layer in layers)
     names = [str(node.target) for node in region.nodes if node.op == "call_module"]
     known = [".".join(part for part in f"{name}.{target}".split(".") if part and part != TRACED) for target in names]
-    shapes = tuple(tuple(x.shape) for x in inputs)
+    shapes = tuple(tuple(values[node].shape) for node in region.inputs)
+    before_ms, chain_ms = (count * time for time in times[:2])
     return LayerChoice(" + ".join(known), True, weights, 1 - entries / max(1, weights), shapes, before_ms, chain_ms, "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -10,21 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from sparsebench.inference.layers import SparseLinear
-from sparsebench.inference.native import STEP_KINDS, Kernels, Product, Step, load_kernels
+from sparsebench.inference.native import MOST_COLUMNS, STEP_KINDS, Kernels, Product, Step, load_kernels
 
 __all__ = ["Link", "Port", "SparseChain"]
+
+# Floats in a vector of the widest instruction set.
+_WIDEST = 16
 
 
 class Link(NamedTuple):
     """A step between matrices that lie one after the other in a panel.
 
     Attributes:
-        kind: "product", "normalize", "add" or "rectify".
-        source: First feature of what is read.
-        also: First feature of the second summand of "add".
+        kind: "product", "normalize", "add", "rectify" or "attend".
+        source: First feature of what is read; queries of "attend".
+        also: First feature of the second summand of "add"; keys of "attend".
         to: First feature of what is written; nothing that is read.
         features: Number of features read.
         layer: Place of the layer among those of the chain; -1 where there is none.
+        third: First feature of the values of "attend".
+        heads: Of "attend".
+        mask: Place among the masks of which keys "attend" may read; -1 where it may read all.
     """
 
     kind: str
@@ -33,6 +40,9 @@ class Link(NamedTuple):
     to: int
     features: int
     layer: int
+    third: int = 0
+    heads: int = 0
+    mask: int = -1
 
 
 class Port(NamedTuple):
@@ -52,7 +62,7 @@ class Port(NamedTuple):
 
 
 class SparseChain(nn.Module):
-    """Sparse linear layers, layer normalizations, rectifiers and sums that follow each other, computed panel by panel.
+    """Sparse linear layers, layer normalizations, rectifiers, sums and self-attention that follow each other, panel by panel.
 
     What is between them stays in the second-level cache and is never turned around; nothing but inputs and outputs is written to
     memory.
@@ -62,7 +72,8 @@ class SparseChain(nn.Module):
             Its parts are in evaluation mode.
         layers: `SparseLinear` and `nn.LayerNorm`.
         links: Steps in their order.
-        inputs: What it reads.
+        inputs: What it reads; where there is attention, each is [sequences, positions, features]. Masks of attention come after
+            them, in their order: bool [sequences or 1, 1, 1, positions], True where a key may be read.
         outputs: What it gives, a tuple if several.
         features: Of all matrices in a panel together.
     """
@@ -79,11 +90,12 @@ class SparseChain(nn.Module):
         super().__init__()
         self.network, self.layers = network, nn.ModuleList(layers)
         self.links, self.inputs, self.outputs, self.features = tuple(links), tuple(inputs), tuple(outputs), features
+        self._attends = any(link.kind == "attend" for link in links)
         self._program: _Program | None = None
         self.eval()
 
     def forward(self, *inputs: Tensor) -> Any:
-        """What the network computes."""
+        """What the network computes, of what it reads and of masks."""
         kernels = load_kernels()
         if kernels is None or not self._fits(inputs):
             return self.network(*inputs)
@@ -101,12 +113,23 @@ class SparseChain(nn.Module):
 
     def _fits(self, inputs: Sequence[Tensor]) -> bool:
         columns = inputs[0].numel() // self.inputs[0].features
-        for x, port in zip(inputs, self.inputs, strict=True):
+        for x, port in zip(inputs, self.inputs, strict=False):
             if x.dim() != port.dimensions or x.shape[-1] != port.features or x.numel() != columns * port.features:
                 return False
             if x.dtype != torch.float32 or x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
                 return False
-        return not self.training
+        return not self.training and (not self._attends or self._are_sequences(inputs))
+
+    def _are_sequences(self, inputs: Sequence[Tensor]) -> bool:
+        """Whether panels hold whole sequences, at least three quarters full, all of one shape."""
+        sequences, positions = inputs[0].shape[:2]
+        together = MOST_COLUMNS // max(positions, 1) * positions
+        if 4 * together < 3 * -(-together // _WIDEST) * _WIDEST or together == 0:
+            return False
+        if any(x.shape[:2] != (sequences, positions) for x in inputs[: len(self.inputs)]):
+            return False
+        shapes = ((sequences, 1, 1, positions), (1, 1, 1, positions))
+        return all(mask.dtype == torch.bool and mask.shape in shapes for mask in inputs[len(self.inputs) :])
 
     def _run(self, kernels: Kernels, template: ctypes.Array[Step], inputs: Sequence[Tensor]) -> Any:
         # A copy: another thread may run the chain at the same time.
@@ -119,11 +142,16 @@ class SparseChain(nn.Module):
                 flat, distance = flat.contiguous(), port.features
             kept.append(flat)
             step.memory, step.stride = flat.data_ptr(), distance
+        masks = [mask.flatten(1).contiguous() for mask in inputs[len(self.inputs) :]]
+        for number, link in enumerate(self.links if masks else (), len(self.inputs)):
+            if link.mask >= 0:
+                mask = masks[link.mask]
+                steps[number].mask, steps[number].mask_stride = mask.data_ptr(), mask.shape[1] if len(mask) > 1 else 0
         for number, port in enumerate(self.outputs, len(steps) - len(self.outputs)):
             out = torch.empty((*inputs[port.like].shape[:-1], port.features))
             steps[number].memory = out.data_ptr()
             results.append(out)
-        kernels.run_chain(steps, self.features, columns)
+        kernels.run_chain(steps, self.features, columns, inputs[0].shape[1] if self._attends else 1)
         return results[0] if len(results) == 1 else tuple(results)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -154,7 +182,10 @@ class _Program:
         return all(held.get(name) is tensor for held, name, tensor in self._tensors)
 
     def _step(self, link: Link, layer: nn.Module | None) -> Step:
-        step = _step(link.kind, source=link.source, also=link.also, to=link.to, features=link.features)
+        places = {"source": link.source, "also": link.also, "third": link.third, "to": link.to}
+        step = _step(link.kind, **places, features=link.features, heads=link.heads)
+        if link.heads:
+            step.scale = math.sqrt(link.heads / link.features)
         if isinstance(layer, SparseLinear):
             self._hold(layer._buffers, ("starts", "columns", "values", "bias"))
             product = layer.matrix.product(layer.bias, layer.rectify)
@@ -176,5 +207,5 @@ def _step(kind: str, **fields: int) -> Step:
 
 
 def _is_plain(name: str, tensor: Tensor) -> bool:
-    expected = torch.int32 if name in ("starts", "columns") else torch.float32
-    return tensor.dtype == expected and tensor.device.type == "cpu" and tensor.is_contiguous()
+    expected = {"starts": (torch.int32,), "columns": (torch.int32, torch.uint8)}.get(name, (torch.float32,))
+    return tensor.dtype in expected and tensor.device.type == "cpu" and tensor.is_contiguous()

@@ -34,7 +34,7 @@ MOST_BLOCKS = 0.9
 LEAST_FILL = 0.5
 # It is tried in tiles where their rows have so many entries. With fewer, a layer that is timed alone seems faster than it is
 # between others: the processor learns by heart where its short rows end.
-LEAST_IN_TILE = 10
+LEAST_IN_TILE = 6
 # These read the weights of their parts without calling them.
 _CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 # These multiply by weights too, and may be subclasses of what could run sparse; an embedding only looks its weights up.

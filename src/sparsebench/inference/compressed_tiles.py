@@ -19,17 +19,18 @@ TILE = (256, 128)
 class CompressedTiles(NamedTuple):
     """A sparse matrix [rows, features] of float32: the entries that are not zero, in tiles of 256 rows and 128 columns.
 
-    Tiles follow each other along the columns, then along the rows; within one, entries do row by row. What the entries of a tile
-    read of 64 columns of the other matrix fits a first-level cache, where compressed rows read all of it from the second level
-    for each row: faster for many columns, as long as a row has several entries in a tile. Rows of a tile with equally many
-    entries follow each other: where a row ends is then foreseen, which for so few entries is half of the time.
+    Tiles follow each other along the columns, then along the rows. What the entries of a tile read of 64 columns of the other
+    matrix fits a first-level cache, where compressed rows read all of it from the second level for each row: faster for many
+    columns, as long as a row has several entries in a tile. Rows of a tile come in pairs of about as many entries, by how many
+    these are: where they end is then foreseen, and two sums go on at a time.
 
     Attributes:
-        starts: int32 [512 * tiles + 1]. Entries of the i-th row of tile t are from starts[256 * t + i] up to the next element;
-            starts[256 * tiles + 1 + 256 * t + i] says which row of the tile that is. The last tiles may have rows that the
-            matrix does not have; they are empty, and last.
-        columns: int32 [entries], those of the matrix.
-        values: float32 [entries].
+        starts: int32 [384 * tiles + 1]. The rows of pair i have an entry each for every step from starts[i] up to starts[i + 1],
+            the shorter one zeros at its end; pair i is in tile i // 128. starts[128 * tiles + 1 + r] says which row of its tile
+            the first row of pair r / 2 is, or the second for an odd r. The last tiles may have rows that the matrix does not
+            have; they are empty, and last.
+        columns: uint8 [steps, 2], in the tile.
+        values: float32 [steps, 2].
         rows: Number of rows of the matrix.
         features: Number of columns of the matrix.
 
@@ -37,10 +38,12 @@ class CompressedTiles(NamedTuple):
         >>> import torch
         >>> from sparsebench.inference.compressed_tiles import CompressedTiles
         >>> matrix = torch.zeros(2, 200)
-        >>> matrix[0, 150], matrix[1, 3] = 5.0, 7.0
+        >>> matrix[0, 150], matrix[1, 3], matrix[1, 5] = 5.0, 7.0, 8.0
         >>> tiles = CompressedTiles.of(matrix)
-        >>> tiles.columns.tolist(), tiles.starts[[0, 1, 2, 256, 257, 258]].tolist(), tiles.starts[[513, 514, 769, 770]].tolist()
-        ([3, 150], [0, 0, 1, 1, 1, 2], [0, 1, 1, 0])
+        >>> tiles.values.tolist(), tiles.columns.tolist()
+        ([[0.0, 7.0], [0.0, 8.0], [0.0, 5.0]], [[3, 3], [5, 5], [22, 22]])
+        >>> tiles.starts[[0, 1, 2, 128, 129, 256]].tolist(), tiles.starts[[257, 258, 513, 514]].tolist()
+        ([0, 2, 2, 2, 3, 3], [0, 1, 1, 0])
     """
 
     starts: Tensor
@@ -67,11 +70,20 @@ class CompressedTiles(NamedTuple):
         counts = torch.bincount(tile * TILE[0] + row % TILE[0], minlength=down * across * TILE[0]).view(down, across, TILE[0])
         is_missing = torch.arange(down * TILE[0]).view(down, 1, TILE[0]) >= rows
         order = (counts + is_missing * (TILE[1] + 1)).argsort(dim=2, stable=True)
-        place = order.argsort(dim=2).flatten(0, 1)  # of each row of a tile
-        entries = (tile * TILE[0] + place[tile, row % TILE[0]]).argsort(stable=True)
-        ends = counts.gather(2, order).flatten().cumsum(0)
-        starts = torch.cat([torch.zeros(1, dtype=torch.int64), ends, order.flatten()]).to(torch.int32)
-        return cls(starts, kept.columns[entries], kept.values[entries], rows, features)
+        place = tile * TILE[0] + order.argsort(dim=2).flatten(0, 1)[tile, row % TILE[0]]  # of the row of each entry
+        counts = counts.gather(2, order).flatten()
+        steps = counts.view(-1, 2).amax(1)
+        begins = torch.cat([torch.zeros(1, dtype=torch.int64), steps.cumsum(0)])
+        # Entries of a row of a tile follow each other in compressed rows: which one of them it is.
+        by_place = place.argsort(stable=True)
+        number = torch.arange(len(place)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+        at = (begins[place[by_place] // 2] + number, place[by_place] % 2)
+        values, columns = torch.zeros(int(begins[-1]), 2), torch.full((int(begins[-1]), 2), -1, dtype=torch.int16)
+        values[at] = kept.values[by_place]
+        columns[at] = (kept.columns[by_place] % TILE[1]).to(torch.int16)
+        # What is multiplied by a zero is what the other row reads.
+        columns = torch.where(columns < 0, columns.flip(1), columns).to(torch.uint8)
+        return cls(torch.cat([begins, order.flatten()]).to(torch.int32), columns, values, rows, features)
 
     @classmethod
     def held(cls, starts: Tensor, columns: Tensor, values: Tensor, shape: tuple[int, int]) -> CompressedTiles:
@@ -87,13 +99,14 @@ class CompressedTiles(NamedTuple):
 
     def dense(self) -> Tensor:
         """The matrix [rows, features] with its zeros."""
-        matrix = torch.zeros(self.rows, self.features)
-        across, places = -(-self.features // TILE[1]), len(self.starts) // 2
-        counts, order = self.starts[: places + 1].diff(), self.starts[places + 1 :]
-        place = torch.repeat_interleave(torch.arange(places), counts)
-        row = place // (TILE[0] * max(across, 1)) * TILE[0] + order[place]
-        matrix[row, self.columns.long()] = self.values
-        return matrix
+        across, pairs = -(-self.features // TILE[1]), len(self.starts) // 3
+        steps, order = self.starts[: pairs + 1].diff(), self.starts[pairs + 1 :].view(-1, 2)
+        pair = torch.repeat_interleave(torch.arange(pairs), steps)
+        tile = pair.unsqueeze(1) // (TILE[0] // 2)
+        row = tile // max(across, 1) * TILE[0] + order[pair]
+        matrix = torch.zeros(-(-self.rows // TILE[0]) * TILE[0], self.features)
+        matrix.index_put_((row, tile % max(across, 1) * TILE[1] + self.columns), self.values, accumulate=True)
+        return matrix[: self.rows]
 
     def product(self, bias: Tensor | None, rectify: bool) -> Product:
         """What the kernels are told about the matrix; x and y are still missing."""

@@ -3,6 +3,7 @@
 typedef float NAME(vector) __attribute__((vector_size(4 * WIDTH), may_alias));
 typedef float NAME(loose) __attribute__((vector_size(4 * WIDTH), may_alias, aligned(4)));
 typedef int32_t NAME(integers) __attribute__((vector_size(4 * WIDTH)));
+typedef uint32_t NAME(naturals) __attribute__((vector_size(4 * WIDTH)));
 #define VECTOR NAME(vector)
 #define LOOSE NAME(loose)
 #define INTEGERS NAME(integers)
@@ -69,13 +70,14 @@ static void NAME(unpack_transposed)(const float *block, int64_t pitch, int64_t r
 INLINE void NAME(add_entries)(
     const struct product *p, int32_t j, int32_t last, const float *panel, int64_t pitch, VECTOR *sums, const int vectors, const int steps)
 {
+    const int32_t *columns = p->columns;
     for (; j + steps <= last; j += steps)
         for (int u = 0; u < steps; ++u) {
-            const float value = p->values[j + u], *x = panel + p->columns[j + u] * pitch;
+            const float value = p->values[j + u], *x = panel + columns[j + u] * pitch;
             for (int v = 0; v < vectors; ++v) sums[u * vectors + v] += value * *(const LOOSE *)(x + v * WIDTH);
         }
     for (; j < last; ++j) {
-        const float value = p->values[j], *x = panel + p->columns[j] * pitch;
+        const float value = p->values[j], *x = panel + columns[j] * pitch;
         for (int v = 0; v < vectors; ++v) sums[v] += value * *(const LOOSE *)(x + v * WIDTH);
     }
     for (int u = 1; u < steps; ++u)
@@ -105,23 +107,37 @@ INLINE void NAME(sum_row)(
 }
 
 /* Rows [row, end) tile by tile; row is the first of a tile, and so is end, or it is the last of W. The part of the panel that the
- * entries of a tile read stays in the first-level cache for all of them, and the sums of the rows wait in the output. */
+ * entries of a tile read stays in the first-level cache for all of them, and the sums of the rows wait in the output. Two rows are
+ * summed together, apart from each other. `vectors` is a constant where this is inlined. */
 INLINE void NAME(sum_tiles)(
-    const struct product *p, int64_t row, int64_t end, const float *panel, int64_t pitch, float *out, int64_t out_pitch, const int vectors,
-    const int steps)
+    const struct product *p, int64_t row, int64_t end, const float *panel, int64_t pitch, float *out, int64_t out_pitch, const int vectors)
 {
     const int64_t across = tiles_across(p);
+    const uint8_t *places = p->columns;
     for (; row < end; row += TILE_ROWS, out += TILE_ROWS * out_pitch)
         for (int64_t t = 0; t < across; ++t) {
-            const int32_t *starts = p->starts + (row / TILE_ROWS * across + t) * TILE_ROWS, *rows = starts + tiled_rows(p) + 1;
-            for (int64_t i = 0; i < at_most(end - row, TILE_ROWS); ++i) {
-                float *to = out + rows[i] * out_pitch;
-                VECTOR sums[8];
-                for (int v = 0; v < vectors * steps; ++v) sums[v] = t > 0 && v < vectors ? *(LOOSE *)(to + v * WIDTH) : (LOOSE){0};
-                NAME(add_entries)(p, starts[i], starts[i + 1], panel, pitch, sums, vectors, steps);
-                if (t + 1 == across) NAME(finish_row)(p, row + rows[i], sums, to, vectors);
-                else
-                    for (int v = 0; v < vectors; ++v) *(LOOSE *)(to + v * WIDTH) = sums[v];
+            const int64_t first = (row / TILE_ROWS * across + t) * TILE_ROWS;
+            const int32_t *steps = p->starts + first / 2, *rows = p->starts + tiled_rows(p) / 2 + 1 + first;
+            const float *x = panel + t * TILE_COLUMNS * pitch;
+            for (int64_t i = 0; i < at_most(end - row, TILE_ROWS); i += 2) {
+                const int number = row + rows[i + 1] < p->rows ? 2 : 1; /* the last may have no second row */
+                float *to[2] = {out + rows[i] * out_pitch, out + rows[number == 2 ? i + 1 : i] * out_pitch};
+                VECTOR sums[2][4];
+                for (int r = 0; r < 2; ++r)
+                    for (int v = 0; v < vectors; ++v) sums[r][v] = t > 0 ? *(const LOOSE *)(to[r] + v * WIDTH) : (LOOSE){0};
+                for (int32_t j = steps[i / 2]; j < steps[i / 2 + 1]; ++j) {
+                    uint16_t both; /* one load for two places */
+                    memcpy(&both, places + 2 * (int64_t)j, sizeof both);
+                    const int64_t read[2] = {FIRST_BYTE(both) * pitch, SECOND_BYTE(both) * pitch};
+                    for (int r = 0; r < 2; ++r) {
+                        const float value = p->values[2 * (int64_t)j + r];
+                        for (int v = 0; v < vectors; ++v) sums[r][v] += value * *(const LOOSE *)(x + read[r] + v * WIDTH);
+                    }
+                }
+                for (int r = 0; r < number; ++r)
+                    if (t + 1 == across) NAME(finish_row)(p, row + rows[i + r], sums[r], to[r], vectors);
+                    else
+                        for (int v = 0; v < vectors; ++v) *(LOOSE *)(to[r] + v * WIDTH) = sums[r][v];
             }
         }
 }
@@ -136,10 +152,22 @@ static void NAME(sum_rows)(
         NAME(sum_blocks)(p, row, end, panel, pitch, out, out_pitch, vectors);
         return;
     }
+    if (p->is_tiled) {
+        for (int64_t v = 0; v < vectors; v += 4)
+            switch (at_most(vectors - v, 4)) {
+#define TILES(count) \
+    case count: NAME(sum_tiles)(p, row, end, panel + v * WIDTH, pitch, out + v * WIDTH, out_pitch, count); break
+                TILES(1);
+                TILES(2);
+                TILES(3);
+                TILES(4);
+#undef TILES
+            }
+        return;
+    }
 #define ROWS(count, steps) \
     case count: \
-        if (p->is_tiled) NAME(sum_tiles)(p, row, end, panel, pitch, out, out_pitch, count, steps); \
-        else for (; row < end; ++row, out += out_pitch) NAME(sum_row)(p, row, panel, pitch, out, count, steps); \
+        for (; row < end; ++row, out += out_pitch) NAME(sum_row)(p, row, panel, pitch, out, count, steps); \
         break
     switch (vectors) {
         ROWS(1, 8);

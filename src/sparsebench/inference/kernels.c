@@ -2,9 +2,11 @@
  *
  * W is in compressed rows: the entries of row r are values[starts[r] .. starts[r+1]) in columns[...]. Or it is in compressed rows of
  * blocks: ROW_BLOCK rows of W are one row there, and an entry is ROW_BLOCK values of one column. Or it is in tiles of TILE_ROWS x
- * TILE_COLUMNS, one row of tiles after the other, each in compressed rows, of which those with as many entries follow each other, so
- * that a processor can foresee where a row ends: starts has TILE_ROWS elements for each tile, rows that W does not have last, then one
- * more, then as many elements that say which row of the tile it is; columns are those of W. X has a row for each feature
+ * TILE_COLUMNS, one row of tiles after the other. Rows of a tile come in pairs of about as many entries, by how many these are, so that
+ * a processor can foresee where they end; rows that W does not have are last. An entry of one row of a pair is followed by one of the
+ * other, or by a zero where that has no more. starts[i] says how many entries the rows of pairs before pair i have each, for all pairs
+ * and once more; then it has TILE_ROWS elements for each tile that say which rows of the tile these are. columns has one byte for each
+ * entry: its place in the tile. X has a row for each feature
  * and a column for each example or pixel; where each element lies is said by strides, so that batches of vectors [batch][features],
  * feature-major matrices and images in either memory format are all read and written in place.
  *
@@ -12,8 +14,8 @@
  * layout was; then every output row of it is summed up in registers. Elements of a panel that lie beyond the last column are zero, so
  * that remainders run at full speed. Panels, and where these are few parts of the rows, are the tasks that threads take.
  *
- * csr_panel.h (compressed rows), block_panel.h (blocks) and chain_panel.h (several products and what is between them, panel by panel)
- * are compiled once for each instruction set, as is convolution_panel.h; which one runs is chosen by the caller among those that
+ * csr_panel.h (compressed rows), block_panel.h (blocks) and chain_panel.h (several products and what is between them, panel by panel,
+ * attention included) are compiled once for each instruction set, as is convolution_panel.h; which one runs is chosen by the caller among those that
  * sparsebench_instruction_sets reports.
  */
 #if !defined(__GNUC__)
@@ -37,6 +39,14 @@
 #ifndef TILE_ROWS
 #define TILE_ROWS 256
 #define TILE_COLUMNS 128
+#endif
+/* In the order in which they are in memory. */
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define FIRST_BYTE(both) ((both) >> 8)
+#define SECOND_BYTE(both) ((both)&255)
+#else
+#define FIRST_BYTE(both) ((both)&255)
+#define SECOND_BYTE(both) ((both) >> 8)
 #endif
 #define ALIGNMENT 64
 /* With blocks, so many columns or fewer are multiplied where they lie. */
@@ -63,7 +73,8 @@ struct layout {
 
 struct product {
     int64_t rows, features;
-    const int32_t *starts, *columns;
+    const int32_t *starts;
+    const void *columns; /* uint8_t in tiles, int32_t otherwise */
     const float *values, *bias;
     int64_t rectify;
     const float *x;
@@ -112,10 +123,10 @@ static int64_t first_of_part(const int32_t *starts, int64_t rows, int64_t block,
     return at_most((low * block + ROW_BLOCK - 1) / ROW_BLOCK * ROW_BLOCK, rows);
 }
 
-/* Entries of all rows. */
+/* Entries of all rows, zeros that pairs are filled up with included. */
 INLINE int64_t entries(const struct product *p)
 {
-    return p->starts[p->is_tiled ? tiled_rows(p) : compressed_rows(p)];
+    return p->is_tiled ? 2 * (int64_t)p->starts[tiled_rows(p) / 2] : p->starts[compressed_rows(p)];
 }
 
 static int64_t first_row(const struct product *p, int64_t part, int64_t parts)
@@ -190,12 +201,13 @@ static void run_vector(const struct product *p, int64_t panel, int64_t part, con
     (void)panel, (void)scratch;
     int64_t end = first_row(p, part + 1, work->parts);
     const float *x = p->x;
+    const int32_t *columns = p->columns;
     for (int64_t row = first_row(p, part, work->parts); row < end; ++row) {
         float sums[4] = {0, 0, 0, 0};
         int32_t j = p->starts[row], last = p->starts[row + 1];
         for (; j + 4 <= last; j += 4)
-            for (int u = 0; u < 4; ++u) sums[u] += p->values[j + u] * x[p->columns[j + u]];
-        for (; j < last; ++j) sums[0] += p->values[j] * x[p->columns[j]];
+            for (int u = 0; u < 4; ++u) sums[u] += p->values[j + u] * x[columns[j + u]];
+        for (; j < last; ++j) sums[0] += p->values[j] * x[columns[j]];
         float sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         if (p->bias) sum += p->bias[row];
         if (p->rectify && sum < 0) sum = 0;
@@ -258,7 +270,7 @@ static void run_vector(const struct product *p, int64_t panel, int64_t part, con
 #endif
 
 /* Of the functions' arguments: a library that was built from another revision must not be called. */
-int sparsebench_kernels_revision(void) { return 4; }
+int sparsebench_kernels_revision(void) { return 5; }
 
 enum { GENERIC, AVX2, AVX512 };
 static const int64_t widths[] = {4, 8, 16};
@@ -325,25 +337,28 @@ int sparsebench_csr_product(const struct product *p, int instruction_set, int th
 
 /* Runs steps on all columns.
  *
- * features: of a panel, all matrices in it together. Other arguments and the result as for sparsebench_csr_product; what is written
- * must not overlap what is read.
+ * features: of a panel, all matrices in it together. length: columns of a sequence, 1 where all columns are independent; at most
+ * MOST_COLUMNS. Other arguments and the result as for sparsebench_csr_product; what is written must not overlap what is read.
  */
 int sparsebench_chain(
-    const struct step *steps, int64_t step_count, int64_t features, int64_t columns, int instruction_set, int threads, parallel_function parallel)
+    const struct step *steps, int64_t step_count, int64_t features, int64_t columns, int64_t length, int instruction_set, int threads,
+    parallel_function parallel)
 {
     if (columns == 0 || step_count == 0) return 0;
     if (!parallel || threads < 1) threads = 1;
     while (instruction_set > GENERIC && columns <= widths[instruction_set] / 2) --instruction_set;
-    int64_t width = widths[instruction_set], most = MOST_COLUMNS / width, all = 0;
-    if (width == 4) most /= 2;
-    while (most > 1 && features * most * width * (int64_t)sizeof(float) > PANEL_BYTES) most /= 2;
+    const int64_t width = widths[instruction_set], unit = length > 1 ? length : width;
+    int64_t most = MOST_COLUMNS, all = 0;
+    if (width == 4 && length == 1) most /= 2; /* sixteen registers of four */
+    while (most > width && features * most * (int64_t)sizeof(float) > PANEL_BYTES) most /= 2;
     struct chain c = {.steps = steps, .step_count = step_count, .features = features, .columns = columns, .width = width};
-    c.vectors = (columns + width - 1) / width;
-    c.panels = (c.vectors + most - 1) / most;
+    c.length = length, c.unit = unit, c.units = (columns + unit - 1) / unit;
+    const int64_t together = most < unit ? 1 : most / unit;
+    c.panels = (c.units + together - 1) / together;
     for (int64_t s = 0; s < step_count; ++s)
-        if (steps[s].kind == PRODUCT) all += loads(steps[s].product, c.vectors);
+        if (steps[s].kind == PRODUCT) all += loads(steps[s].product, (columns + width - 1) / width);
     if (all < SERIAL_LOADS) threads = 1;
-    c.panels = at_most((c.panels + threads - 1) / threads * threads, c.vectors);
+    c.panels = at_most((c.panels + threads - 1) / threads * threads, c.units);
     c.parts = c.panels < threads ? (threads + c.panels - 1) / c.panels : 1;
     c.run = CHOICE(run_step, instruction_set);
     void (*take)(void *) = take_panels;

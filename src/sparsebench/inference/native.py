@@ -18,6 +18,7 @@ from sparsebench.errors import SparsebenchError
 
 __all__ = [
     "INSTRUCTION_SETS",
+    "MOST_COLUMNS",
     "STEP_KINDS",
     "VARIABLE",
     "Axis",
@@ -38,8 +39,9 @@ __all__ = [
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 FALLBACK = "torch"
 # As in kernels.c.
-REVISION = 4
-STEP_KINDS = ("read", "write", "product", "normalize", "add", "rectify")
+REVISION = 5
+STEP_KINDS = ("read", "write", "product", "normalize", "add", "rectify", "attend")
+MOST_COLUMNS = 64
 VARIABLE = "SPARSEBENCH_KERNELS"
 
 
@@ -86,6 +88,11 @@ class Step(ctypes.Structure):
         ("epsilon", ctypes.c_double),
         ("memory", ctypes.c_void_p),
         ("stride", ctypes.c_int64),
+        ("third", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("scale", ctypes.c_double),
+        ("mask", ctypes.c_void_p),
+        ("mask_stride", ctypes.c_int64),
     )
 
 
@@ -139,7 +146,7 @@ class Kernels:
         self._convolution = library.sparsebench_convolution
         self._convolution.argtypes = (ctypes.POINTER(Convolution), ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
         self._chain = library.sparsebench_chain
-        number, sizes = ctypes.c_int, (ctypes.c_int64,) * 3
+        number, sizes = ctypes.c_int, (ctypes.c_int64,) * 4
         self._chain.argtypes = (ctypes.POINTER(Step), *sizes, number, number, ctypes.c_void_p)
         self._parallel = _torch_parallel()
 
@@ -166,19 +173,20 @@ class Kernels:
         if self._convolution(ctypes.byref(convolution), self._number, torch.get_num_threads(), self._parallel) != 0:
             raise MemoryError("no memory for a panel of a sparse convolution")
 
-    def run_chain(self, steps: ctypes.Array[Step], features: int, columns: int) -> None:
-        """Run steps on columns that are independent of each other, with at most `torch.get_num_threads()` threads.
+    def run_chain(self, steps: ctypes.Array[Step], features: int, columns: int, length: int) -> None:
+        """Run steps on columns or sequences that are independent of each other, with at most `torch.get_num_threads()` threads.
 
         Args:
             steps: In their order.
             features: Of all matrices in a panel together.
             columns: How many.
+            length: Columns of a sequence, at most `MOST_COLUMNS`; 1 where columns are independent.
 
         Raises:
             MemoryError: Scratch memory for a panel was not to be had.
         """
         threads = torch.get_num_threads()
-        if self._chain(steps, len(steps), features, columns, self._number, threads, self._parallel) != 0:
+        if self._chain(steps, len(steps), features, columns, length, self._number, threads, self._parallel) != 0:
             raise MemoryError("no memory for a panel of a chain of sparse products")
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, fx, nn
 
+from sparsebench.inference.attention import attention_by_torch, self_attention
 from sparsebench.inference.chains import Link, Port, SparseChain
 from sparsebench.inference.folding import is_rectifier
 from sparsebench.inference.layers import SparseLinear
@@ -25,11 +26,13 @@ class Region(NamedTuple):
     Attributes:
         nodes: In the order of the graph.
         inputs: What they read from outside.
+        masks: Masks of attention that they read from outside.
         outputs: Those that something outside reads.
     """
 
     nodes: tuple[fx.Node, ...]
     inputs: tuple[fx.Node, ...]
+    masks: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
 
 
@@ -64,7 +67,7 @@ def find_regions(network: fx.GraphModule, sparse: Mapping[int, SparseLinear], va
         if not _is_link(network, node, sparse, values):
             continue
         own = [home[other] for other in read if other in home]
-        beside = [chain for chain in chains if any(other in member.all_input_nodes for member in chain for other in read)]
+        beside = [chain for chain in chains if any(other in _matrices(member) for member in chain for other in _matrices(node))]
         chain = next((chain for chain in reversed(own + beside) if _can_join(node, chain, home)), None)
         if chain is None:
             chain = []
@@ -95,12 +98,25 @@ def _can_join(node: fx.Node, chain: Sequence[fx.Node], home: Mapping[fx.Node, li
 
 def _region(nodes: Sequence[fx.Node]) -> Region:
     inside = set(nodes)
-    inputs = dict.fromkeys(other for node in nodes for other in node.all_input_nodes if other not in inside)
+    inputs = dict.fromkeys(other for node in nodes for other in _matrices(node) if other not in inside)
+    masks = dict.fromkeys(mask for node in nodes if (mask := _mask(node)) is not None)
     outputs = [node for node in nodes if any(user not in inside for user in node.users)]
-    return Region(tuple(nodes), tuple(inputs), tuple(outputs))
+    return Region(tuple(nodes), tuple(inputs), tuple(masks), tuple(outputs))
+
+
+def _matrices(node: fx.Node) -> list[fx.Node]:
+    """What a link reads, but for a mask."""
+    arguments = node.args[:3] if node.target is self_attention else node.args
+    return [argument for argument in arguments if isinstance(argument, fx.Node)]
+
+
+def _mask(node: fx.Node) -> fx.Node | None:
+    return cast("fx.Node | None", node.args[3]) if node.target is self_attention else None
 
 
 def _is_link(network: fx.GraphModule, node: fx.Node, sparse: Mapping[int, SparseLinear], values: Mapping[fx.Node, Any]) -> bool:
+    if node.target is self_attention:
+        return True
     read: list[Any] = [values.get(argument) if isinstance(argument, fx.Node) else None for argument in node.args]
     value: Any = values.get(node)
     if any(node.kwargs.values()) or not all(_has_features(tensor) for tensor in (*read, value)):
@@ -137,10 +153,10 @@ def chain_of(
     likes = {node: number for number, node in enumerate(region.inputs)}
     parts = nn.Module()
     graph, copies = fx.Graph(), {}
-    for number, node in enumerate(region.inputs):
+    for number, node in enumerate((*region.inputs, *region.masks)):
         copies[node] = graph.placeholder(f"input_{number}")
     for node in region.nodes:
-        read = [argument for argument in node.args if isinstance(argument, fx.Node)]
+        read = _matrices(node)
         likes[node] = likes[read[0]]
         copies[node] = graph.node_copy(node, copies.__getitem__)
         layer, kind = -1, "rectify" if is_rectifier(network, node) else "add"
@@ -152,7 +168,14 @@ def chain_of(
             name = f"part_{len(links)}"
             parts.add_module(name, module)
             copies[node].target = name
-        links.append(Link(kind, places[read[0]], places[read[-1]], places[node], widths[read[0]], layer))
+        also, last = places[read[min(1, len(read) - 1)]], places[read[-1]]
+        link = Link(kind, places[read[0]], also, places[node], widths[read[0]], layer)
+        if node.target is self_attention:
+            mask = _mask(node)
+            number = -1 if mask is None else region.masks.index(mask)
+            copies[node].target = attention_by_torch
+            link = link._replace(kind="attend", third=last, heads=int(cast(int, node.args[4])), mask=number)
+        links.append(link)
     results = tuple(copies[node] for node in region.outputs)
     graph.output(results if len(results) > 1 else results[0])
     inputs = [Port(places[node], widths[node], cast(Tensor, values[node]).dim(), -1) for node in region.inputs]
@@ -164,7 +187,7 @@ def _places(region: Region, widths: Mapping[fx.Node, int]) -> tuple[dict[fx.Node
     """Where in a panel every matrix lies, none on another one that is still to be read, and the panel's size."""
     last = {node: len(region.nodes) for node in region.outputs}
     for number, node in enumerate(region.nodes):
-        for other in node.all_input_nodes:
+        for other in _matrices(node):
             last[other] = max(last.get(other, 0), number)
     places: dict[fx.Node, int] = {}
     living: list[fx.Node] = []
@@ -195,7 +218,7 @@ def put_chain(network: fx.GraphModule, region: Region, chain: SparseChain, name:
     region = _region(region.nodes)
     network.add_submodule(name, chain)
     with graph.inserting_before(region.nodes[0]):
-        whole = graph.call_module(name, region.inputs)
+        whole = graph.call_module(name, (*region.inputs, *region.masks))
         if len(region.outputs) == 1:
             results = [whole]
         else:
