@@ -3,6 +3,7 @@
 #define SERIAL_LOADS 1000 /* two threads for small products too */
 #define TILE_ROWS 32      /* and several tiles in them */
 #define TILE_COLUMNS 24
+#define TILE_OUTPUTS 16
 #include "kernels.c"
 
 #include <math.h>
@@ -249,7 +250,8 @@ static int check_convolution(int instruction_set, int threads)
     int64_t zeros = drawn(0, 100), entries = 0, pixels = rows.in * columns.in, results = images * outputs * rows.out * columns.out;
     float *dense = numbers(outputs * inputs * taps), *bias = numbers(outputs), *x = numbers(images * inputs * pixels);
     float *y = numbers(results), *added = numbers(results);
-    int32_t *starts = malloc((size_t)(outputs + 1) * sizeof(int32_t));
+    const int64_t tile = drawn(1, inputs), tiles = (inputs + tile - 1) / tile;
+    int32_t *starts = malloc((size_t)(tiles * outputs + 1) * sizeof(int32_t));
     for (int64_t i = 0; i < outputs * inputs * taps; ++i) {
         if (drawn(0, 99) < zeros) dense[i] = 0;
         entries += dense[i] != 0;
@@ -257,17 +259,18 @@ static int check_convolution(int instruction_set, int threads)
     int32_t *codes = malloc((size_t)entries * sizeof(int32_t));
     float *values = malloc((size_t)entries * sizeof(float));
     entries = 0;
-    for (int64_t o = 0; o < outputs; ++o) {
-        starts[o] = (int32_t)entries;
-        for (int64_t i = 0; i < inputs * taps; ++i)
-            if (dense[o * inputs * taps + i] != 0) {
-                codes[entries] = (int32_t)((i / taps) << TAP_BITS | i % taps);
-                values[entries++] = dense[o * inputs * taps + i];
-            }
-    }
-    starts[outputs] = (int32_t)entries;
+    for (int64_t t = 0; t < tiles; ++t)
+        for (int64_t o = 0; o < outputs; ++o) {
+            starts[t * outputs + o] = (int32_t)entries;
+            for (int64_t i = t * tile * taps; i < at_most((t + 1) * tile, inputs) * taps; ++i)
+                if (dense[o * inputs * taps + i] != 0) {
+                    codes[entries] = (int32_t)((i / taps) << TAP_BITS | i % taps);
+                    values[entries++] = dense[o * inputs * taps + i];
+                }
+        }
+    starts[tiles * outputs] = (int32_t)entries;
     struct convolution p = {
-        outputs, inputs, starts, codes, values, drawn(0, 1) ? bias : NULL, drawn(0, 1), x, drawn(0, 1) ? added : NULL, y,
+        outputs, inputs, tile, starts, codes, values, drawn(0, 1) ? bias : NULL, drawn(0, 1), x, drawn(0, 1) ? added : NULL, y,
         planes(inputs, rows.in, columns.in, (int)drawn(0, 1)), planes(outputs, rows.out, columns.out, (int)drawn(0, 1)), images, rows,
         columns};
     int wrong = sparsebench_convolution(&p, instruction_set, threads, in_two_threads);

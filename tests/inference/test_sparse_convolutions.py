@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -78,13 +79,17 @@ def addend(kind: str, like: torch.Tensor):
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 @pytest.mark.usefixtures("threads")
 @settings(max_examples=60, deadline=None)
-@given(cases())
-@example((pruned(nn.Conv2d(3, 40, 3, 2, 1), 0.5), torch.randn(2, 3, 30, 30), True, "the same"))
-@example((pruned(nn.Conv2d(40, 5, 1, 2), 0.5), torch.randn(1, 40, 30, 30), False, "nothing"))
-@example((pruned(nn.Conv2d(5, 5, 2, 3, 4), 0.5), torch.randn(1, 5, 1, 1), False, "nothing"))
-def test_convolution_is_torchs(path, case):
+@given(cases(), st.sampled_from([1, 3, 7, 1000]))
+@example((pruned(nn.Conv2d(3, 40, 3, 2, 1), 0.5), torch.randn(2, 3, 30, 30), True, "the same"), 2)
+@example((pruned(nn.Conv2d(40, 5, 1, 2), 0.5), torch.randn(1, 40, 30, 30), False, "nothing"), 9)
+@example((pruned(nn.Conv2d(5, 5, 2, 3, 4), 0.5), torch.randn(1, 5, 1, 1), False, "nothing"), 2)
+@example((pruned(nn.Conv2d(70, 300, 1), 0.8), torch.randn(2, 70, 8, 16), True, "the same"), 32)
+@example((pruned(nn.Conv2d(70, 300, 3, 1, 1), 0.8), torch.randn(2, 70, 7, 9), True, "the same"), 32)
+def test_convolution_is_torchs(path, case, tile):
     layer, x, rectify, kind = case
-    sparse = SparseConvolution(layer, rectify)
+    with patch.multiple(convolutions, TILE=tile, POINTWISE_TILE=tile, LEAST_IN_TILE=0):
+        sparse = SparseConvolution(layer, rectify)
+    assert sparse.tile == min(tile, layer.in_channels)
     with torch.no_grad():
         expected = layer(x)
         added = addend(kind, expected)
@@ -294,3 +299,11 @@ def test_what_is_added_needs_no_gradient():
         sparse(torch.ones(2, 4, 5, 5), torch.ones(2, 4, 5, 5, requires_grad=True))
     with pytest.raises(SparsebenchError, match=r"cannot be trained: call model.eval\(\)"):
         sparse.train()(torch.ones(2, 4, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "zeros", "expected"), [(1, 0.9, 64), (1, 0.98, 256), (3, 0.9, 32), (3, 0.98, 32), (3, 0.999, 256)]
+)
+def test_tiles_are_small_where_rows_have_entries_in_them(kernel, zeros, expected):
+    assert SparseConvolution(pruned(nn.Conv2d(256, 64, kernel), zeros), False).tile == expected
+    assert SparseConvolution(pruned(nn.Conv2d(20, 64, kernel), zeros), False).tile == 20

@@ -15,6 +15,10 @@
 #define MOST_VECTORS 8
 /* A group of vectors has at most so many numbers. */
 #define MOST_GROUP (MOST_VECTORS * 16)
+/* Outputs whose sums wait for the next tile: what these take is a small part of the second-level cache. */
+#ifndef TILE_OUTPUTS
+#define TILE_OUTPUTS 128
+#endif
 
 /* Distances in floats. */
 struct planes {
@@ -28,7 +32,9 @@ struct axis {
 
 struct convolution {
     int64_t outputs, inputs;
-    /* Entries of output r are starts[r] .. starts[r + 1]: input channel << TAP_BITS | element of the kernel. */
+    /* Entries of output r that read the input channels [tile * t, tile * (t + 1)) are starts[t * outputs + r] up to the next of
+     * starts: input channel << TAP_BITS | element of the kernel. */
+    int64_t tile;
     const int32_t *starts, *entries;
     const float *values, *bias;
     int64_t rectify;
@@ -66,6 +72,18 @@ struct convolution_work {
     int64_t scratch_bytes;
     int failed;
 };
+
+INLINE int64_t input_tiles(const struct convolution *p) { return (p->inputs + p->tile - 1) / p->tile; }
+
+/* Outputs that are summed before they are written. */
+INLINE int64_t outputs_at_a_time(const struct convolution *p) { return input_tiles(p) > 1 ? TILE_OUTPUTS : ROW_BLOCK; }
+
+/* Part `part` of the outputs; in tiles as if all had as many entries. */
+static int64_t first_output(const struct convolution *p, int64_t part, int64_t parts)
+{
+    if (input_tiles(p) == 1) return first_of_part(p->starts, p->outputs, 1, part, parts);
+    return part >= parts ? p->outputs : p->outputs * part / parts / ROW_BLOCK * ROW_BLOCK;
+}
 
 INLINE int64_t floor_divided(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }

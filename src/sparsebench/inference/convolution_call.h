@@ -48,7 +48,7 @@ int sparsebench_convolution(const struct convolution *p, int instruction_set, in
     while (instruction_set > GENERIC && work.total <= widths[instruction_set] / 2) --instruction_set;
     int64_t width = widths[instruction_set];
     work.vectors = (work.total + width - 1) / width;
-    if ((p->starts[p->outputs] + 4 * p->outputs) * (1 + work.vectors) < SERIAL_LOADS) threads = 1;
+    if ((p->starts[input_tiles(p) * p->outputs] + 4 * p->outputs) * (1 + work.vectors) < SERIAL_LOADS) threads = 1;
     int64_t most = panel_vectors(&work, width);
     work.panels = (work.vectors + most - 1) / most;
     /* A multiple of the threads, where that leaves each enough vectors; otherwise they share the outputs of a panel. */
@@ -65,7 +65,7 @@ int sparsebench_convolution(const struct convolution *p, int instruction_set, in
         for (int64_t column = 0; column < p->columns.kernel; ++column, ++tap)
             work.taps[tap] = (int32_t)((work.rows.phase[row] * work.columns.phases + work.columns.phase[column]) * work.phase_pitch +
                                        work.rows.shift[row] * pitch + work.columns.shift[column] - work.least);
-    int64_t numbers = p->inputs * work.channel_pitch + ROW_BLOCK * MOST_GROUP + ROW_BLOCK + at_least(p->inputs, ROW_BLOCK) + 1;
+    const int64_t rows = outputs_at_a_time(p), numbers = p->inputs * work.channel_pitch + rows * MOST_GROUP + rows + at_least(p->inputs, rows) + 1;
     work.scratch_bytes = numbers * (int64_t)sizeof(float) +
                          work.channel_pitch * (int64_t)(sizeof(struct segment) + sizeof(float *));
     work.run = CHOICE(run_convolution, instruction_set);

@@ -60,16 +60,18 @@ static void NAME(pack_channels)(
     NAME(pack_transposed)(column, work->channel_pitch, p->inputs, panel, work->channel_pitch);
 }
 
-/* One output row of a group, written to `out`. `vectors` and `steps` are constants where this is inlined; see sum_row. */
+/* Entries [j, last) of one output row of a group, added to what is at `initial` if anything, to `out`; `bias` is NULL until all are
+ * added. `vectors` and `steps` are constants where this is inlined; see sum_row. */
 INLINE void NAME(convolve_row)(
-    const struct convolution_work *work, int64_t row, const float *panel, const float *added, float *out, const int vectors,
-    const int steps)
+    const struct convolution_work *work, int32_t j, int32_t last, const float *panel, const float *initial, float *out, const float *bias,
+    const int vectors, const int steps)
 {
     const struct convolution *p = work->convolution;
     const int64_t pitch = work->channel_pitch;
     VECTOR sums[MOST_VECTORS];
     for (int i = 0; i < vectors * steps; ++i) sums[i] = (VECTOR){0};
-    int32_t j = p->starts[row], last = p->starts[row + 1];
+    if (initial)
+        for (int v = 0; v < vectors; ++v) sums[v] = *(const LOOSE *)(initial + v * WIDTH);
     for (; j + steps <= last; j += steps)
         for (int u = 0; u < steps; ++u) {
             const float value = p->values[j + u];
@@ -83,44 +85,54 @@ INLINE void NAME(convolve_row)(
         const float *x = panel + (entry >> TAP_BITS) * pitch + work->taps[entry & (MOST_TAPS - 1)];
         for (int v = 0; v < vectors; ++v) sums[v] += value * *(const LOOSE *)(x + v * WIDTH);
     }
-    const float bias = p->bias ? p->bias[row] : 0.0f;
     for (int v = 0; v < vectors; ++v) {
         VECTOR sum = sums[v];
         for (int u = 1; u < steps; ++u) sum += sums[u * vectors + v];
-        sum += bias;
-        if (added) sum += *(const LOOSE *)(added + v * WIDTH);
-        /* Zero where negative: a NaN stays one, as in torch. */
-        if (p->rectify) sum = (VECTOR)((INTEGERS)sum & ~(sum < (VECTOR){0}));
+        if (bias) {
+            sum += *bias;
+            /* Zero where negative: a NaN stays one, as in torch. */
+            if (p->rectify) sum = (VECTOR)((INTEGERS)sum & ~(sum < (VECTOR){0}));
+        }
         *(LOOSE *)(out + v * WIDTH) = sum;
     }
 }
 
-/* Output rows [row, end) of a group; `added`, if any, and `out` have their rows `out_pitch` apart. */
+/* Output rows [row, end) of a group, at most as many as are summed at a time; `added`, if any, and `out` have their rows `out_pitch`
+ * apart. What the entries of a tile read of the panel stays in the first-level cache for all rows. */
 static void NAME(convolve_rows)(
     const struct convolution_work *work, int64_t row, int64_t end, const float *panel, const float *added, float *out,
     int64_t out_pitch, int64_t vectors)
 {
+    static const float none = 0.0f;
+    const struct convolution *p = work->convolution;
+    const int64_t tiles = input_tiles(p);
+    for (int64_t t = 0; t < tiles; ++t) {
+        const int32_t *starts = p->starts + t * p->outputs;
+        const float *initial = t > 0 ? out : added;
 #define ROWS(count, steps) \
     case count: \
-        for (; row < end; ++row, out += out_pitch) { \
-            NAME(convolve_row)(work, row, panel, added, out, count, steps); \
-            if (added) added += out_pitch; \
+        for (int64_t r = row; r < end; ++r) { \
+            const int64_t at = (r - row) * out_pitch; \
+            const float *bias = t + 1 < tiles ? NULL : p->bias ? p->bias + r : &none; \
+            NAME(convolve_row)( \
+                work, starts[r], starts[r + 1], panel, initial ? initial + at : NULL, out + at, bias, count, steps); \
         } \
         break
-    switch (vectors) {
-        ROWS(1, 8);
-        ROWS(2, 4);
-        ROWS(3, 2);
-        ROWS(4, 2);
-        ROWS(5, 1);
-        ROWS(6, 1);
-        ROWS(7, 1);
-        ROWS(8, 1);
-    }
+        switch (vectors) {
+            ROWS(1, 8);
+            ROWS(2, 4);
+            ROWS(3, 2);
+            ROWS(4, 2);
+            ROWS(5, 1);
+            ROWS(6, 1);
+            ROWS(7, 1);
+            ROWS(8, 1);
+        }
 #undef ROWS
+    }
 }
 
-/* Rows of a group that are not written in place: by way of a block of ROW_BLOCK rows. */
+/* Rows of a group that are not written in place: by way of a block of so many as are summed at a time. */
 struct NAME(block) {
     float *numbers, *sink;
     const float *zeros;
@@ -171,13 +183,15 @@ static void NAME(convolve_group)(
     block->pitch = vectors * WIDTH;
     block->list = list;
     block->end = output_segments(work, begin, block->pitch, list);
-    if (p->y_planes.column == 1 && list[0].length == block->pitch && block->end == list + 1) {
-        const int64_t at = list[0].source + row * p->y_planes.channel;
-        NAME(convolve_rows)(work, row, end, panel, p->added ? p->added + at : NULL, p->y + at, p->y_planes.channel, vectors);
-        return;
-    }
-    for (; row < end; row += ROW_BLOCK) {
-        int64_t rows = at_most(end - row, ROW_BLOCK);
+    const int in_place = p->y_planes.column == 1 && list[0].length == block->pitch && block->end == list + 1;
+    for (int64_t rows; row < end; row += rows) {
+        rows = at_most(end - row, outputs_at_a_time(p));
+        if (in_place) {
+            const int64_t at = list[0].source + row * p->y_planes.channel;
+            NAME(convolve_rows)(
+                work, row, row + rows, panel, p->added ? p->added + at : NULL, p->y + at, p->y_planes.channel, vectors);
+            continue;
+        }
         if (p->added) NAME(fetch_added)(p, block, row, rows);
         NAME(convolve_rows)(work, row, row + rows, panel, p->added ? block->numbers : NULL, block->numbers, block->pitch, vectors);
         NAME(write_block)(p, block, row, rows);
@@ -188,18 +202,18 @@ static void NAME(run_convolution)(const struct convolution_work *work, int64_t p
 {
     const struct convolution *p = work->convolution;
     int64_t first = work->vectors * panel / work->panels, vectors = work->vectors * (panel + 1) / work->panels - first;
-    int64_t begin = first * WIDTH, zeros = at_least(p->inputs, ROW_BLOCK);
+    int64_t begin = first * WIDTH, rows = outputs_at_a_time(p), zeros = at_least(p->inputs, rows);
     float *packed = scratch;
     struct NAME(block) block = {.numbers = packed + p->inputs * work->channel_pitch};
-    block.sink = block.numbers + ROW_BLOCK * MOST_GROUP;
-    block.zeros = block.sink + ROW_BLOCK;
-    memset(block.sink + ROW_BLOCK, 0, (size_t)zeros * sizeof(float));
-    struct segment *list = (struct segment *)(block.sink + ROW_BLOCK + (zeros + 1) / 2 * 2);
+    block.sink = block.numbers + rows * MOST_GROUP;
+    block.zeros = block.sink + rows;
+    memset(block.sink + rows, 0, (size_t)zeros * sizeof(float));
+    struct segment *list = (struct segment *)(block.sink + rows + (zeros + 1) / 2 * 2);
     struct segment *end = input_segments(work, begin + work->least, vectors * WIDTH + work->span, list);
     if (p->x_planes.column == 1) NAME(pack_planes)(work, list, end, packed);
     else NAME(pack_channels)(work, list, end, (const float **)(list + work->channel_pitch), block.zeros, packed);
 
-    int64_t row = first_of_part(p->starts, p->outputs, 1, part, work->parts), stop = first_of_part(p->starts, p->outputs, 1, part + 1, work->parts);
+    int64_t row = first_output(p, part, work->parts), stop = first_output(p, part + 1, work->parts);
     int64_t groups = (vectors + MOST_VECTORS - 1) / MOST_VECTORS;
     for (int64_t group = 0; group < groups; ++group) {
         int64_t at = vectors * group / groups, count = vectors * (group + 1) / groups - at;

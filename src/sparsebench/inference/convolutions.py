@@ -20,6 +20,9 @@ AnyConvolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 # As in convolution.h: an entry is an input channel and, in the low bits, an element of the kernel.
 TAP_BITS = 8
 MOST_TAPS, MOST_INPUTS = 2**TAP_BITS, 2 ** (31 - TAP_BITS)
+# Input channels of which 128 numbers fit a first-level cache of 48 KB; with larger kernels, the padding and rows around them too.
+# Where a row has fewer entries in a tile, fetching its sums again costs more than the cache spares.
+POINTWISE_TILE, TILE, LEAST_IN_TILE = 64, 32, 3
 
 
 def reason_to_stay_dense(layer: AnyConvolution) -> str:
@@ -48,8 +51,8 @@ def reason_to_stay_dense(layer: AnyConvolution) -> str:
 class SparseConvolution(nn.Module):
     """A convolution, a sum of its output with something and a rectifier if asked, multiplying by what is not zero alone.
 
-    Each channel of the output is summed up over its entries: one multiple of a shifted input channel each. Bias, sum and
-    rectifier are part of the same pass.
+    Each channel of the output is summed up over its entries: one multiple of a shifted input channel each; the entries of some
+    input channels for all outputs, then those of the next ones. Bias, sum and rectifier are part of the same pass.
 
     Args:
         layer: In one or two dimensions, or with a kernel of one element and no padding in three; float32 on the CPU. Its numbers
@@ -89,9 +92,14 @@ class SparseConvolution(nn.Module):
         self.stride, self.dilation, self.padding = layer.stride, layer.dilation, _padding(layer)
         self.rectify = rectify
         rows, taps = CompressedRows.of(layer.weight.flatten(1)), math.prod(self.kernel_size)
-        self.register_buffer("starts", rows.starts)
-        self.register_buffer("entries", (rows.columns // taps << TAP_BITS) | rows.columns % taps)
-        self.register_buffer("values", rows.values)
+        self.tile = _tile(rows, taps)
+        row, channel = torch.repeat_interleave(torch.arange(self.outputs), rows.starts.diff()), rows.columns // taps
+        place = channel // self.tile * self.outputs + row
+        starts = torch.bincount(place, minlength=-(-self.inputs // self.tile) * self.outputs).cumsum(0)
+        order = place.argsort(stable=True)
+        self.register_buffer("starts", F.pad(starts, (1, 0)).to(torch.int32))
+        self.register_buffer("entries", ((channel << TAP_BITS) | rows.columns % taps)[order])
+        self.register_buffer("values", rows.values[order])
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach().clone())
         self.eval()
 
@@ -100,7 +108,12 @@ class SparseConvolution(nn.Module):
         """The weight as a matrix [outputs, inputs x elements of the kernel]."""
         taps = math.prod(self.kernel_size)
         columns = (self.entries >> TAP_BITS) * taps + (self.entries & (MOST_TAPS - 1))
-        return CompressedRows(self.starts, columns, self.values, self.inputs * taps)
+        if len(self.starts) == self.outputs + 1:
+            return CompressedRows(self.starts, columns, self.values, self.inputs * taps)
+        row = torch.repeat_interleave(torch.arange(len(self.starts) - 1), self.starts.diff()) % self.outputs
+        order = row.argsort(stable=True)
+        starts = F.pad(torch.bincount(row, minlength=self.outputs).cumsum(0), (1, 0)).to(torch.int32)
+        return CompressedRows(starts, columns[order], self.values[order], self.inputs * taps)
 
     @property
     def weight(self) -> Tensor:
@@ -177,6 +190,7 @@ class SparseConvolution(nn.Module):
             Convolution(
                 self.outputs,
                 self.inputs,
+                self.tile,
                 self.starts.data_ptr(),
                 self.entries.data_ptr(),
                 self.values.data_ptr(),
@@ -221,6 +235,14 @@ class SparseConvolution(nn.Module):
             f"{self.inputs}, {self.outputs}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"bias={self.bias is not None}, relu={self.rectify}, sparsity={sparsity:.3f}"
         )
+
+
+def _tile(rows: CompressedRows, taps: int) -> int:
+    """So many input channels that what is read of them stays in the first-level cache; all where that does not pay."""
+    tile = POINTWISE_TILE if taps == 1 else TILE
+    in_tile = tile * taps * len(rows.values) / max(1, (len(rows.starts) - 1) * rows.features)
+    inputs = rows.features // taps
+    return max(1, inputs if in_tile < LEAST_IN_TILE else min(tile, inputs))
 
 
 def _padding(layer: AnyConvolution) -> tuple[tuple[int, int], ...]:

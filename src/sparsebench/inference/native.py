@@ -114,6 +114,7 @@ class Convolution(ctypes.Structure):
     _fields_ = (
         ("outputs", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
+        ("tile", ctypes.c_int64),
         ("starts", ctypes.c_void_p),
         ("entries", ctypes.c_void_p),
         ("values", ctypes.c_void_p),
