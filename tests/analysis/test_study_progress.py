@@ -47,9 +47,22 @@ def study(tmp_path):
 def test_counts_and_time_left(study):
     found = read_progress(study, NOW)
     assert (found.name, found.planned, found.finished, found.failed, found.running, found.quiet) == ("synthetic", 40, 30, 1, 1, 1)
-    # The last twenty ended 10, 20, ... 200 seconds ago: 19 in 200 seconds. Nine runs are left.
-    assert found.seconds_left == pytest.approx(9 * 200.0 / 19)
+    # The last twenty ended since the one before them did, 210 seconds ago. Nine runs are left.
+    assert found.seconds_left == pytest.approx(9 * 210.0 / 20)
     assert not found.ended
+
+
+def test_the_first_runs_tell_the_pace_since_the_study_began(tmp_path):
+    """Two workers that have just ended their first runs, at the same moment."""
+    records = small_study()[:2]
+    directory = write(tmp_path / "study", records, [0.8, 0.9], planned_runs=10)
+    begin(directory, "running", 10.0)
+    for record in records:
+        folder = RunFolder.of(directory, record.run_id)
+        folder.config_path.write_text("{}")
+        touch(folder.config_path, 1200.0)
+        touch(folder.result_path, 1.0)
+    assert read_progress(directory, NOW).seconds_left == pytest.approx(8 * 1200.0 / 2)
 
 
 def test_no_time_is_told_where_nobody_works(study):

@@ -98,6 +98,7 @@ def read_progress(directory: Path, now: float) -> Progress:
     ended = [_modified(folder.result_path) for folder in folders["finished"]]
     ended += [_modified(folder.failure_path) for folder in folders["failed"]]
     ended += [_modified(folder.stop_path) for folder in folders["stopped"]]
+    first = min((_modified(folder.config_path) for kind in folders.values() for folder in kind), default=now)
     return Progress(
         name=directory.resolve().name if note is None else note.name,
         planned=planned,
@@ -106,16 +107,16 @@ def read_progress(directory: Path, now: float) -> Progress:
         running=running,
         quiet=len(begun) - running,
         stopped=len(folders["stopped"]),
-        seconds_left=None if planned is None or not running else _seconds_left(ended, planned - len(ended), now),
+        seconds_left=None if planned is None or not running else _seconds_left(first, ended, planned - len(ended), now),
     )
 
 
-def _seconds_left(ended: list[float], left: int, now: float) -> float | None:
-    recent = sorted(ended)[-_RECENT:]
-    if left <= 0 or len(recent) < 2:
+def _seconds_left(first: float, ended: list[float], left: int, now: float) -> float | None:
+    """At the pace since the study began, or since so many runs ago: several may end at the same moment."""
+    if left <= 0 or not ended:
         return None
-    # From the first of the recent ends until now, the others ended.
-    return left * max(now - recent[0], 0.0) / (len(recent) - 1)
+    since = [first, *sorted(ended)][-_RECENT - 1 :]
+    return left * max(now - since[0], 0.0) / (len(since) - 1)
 
 
 def _last_sign(folder: RunFolder) -> float:

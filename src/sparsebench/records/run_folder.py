@@ -48,6 +48,11 @@ class RunFolder:
         return RunFolder(directory / RUNS / run_id, claims)
 
     @property
+    def config_path(self) -> Path:
+        """The configuration, written when the run begins."""
+        return self.path / "config.json"
+
+    @property
     def result_path(self) -> Path:
         """The record; the run is finished if and only if this file exists."""
         return self.path / "result.json"
@@ -115,7 +120,7 @@ class RunFolder:
         make_directory(self.path)
         for unfinished in self.path.glob(".*.part"):
             unfinished.unlink(missing_ok=True)
-        file = self.path / "config.json"
+        file = self.config_path
         text = canonical_json(config)
         if file.exists():
             if file.read_bytes() != text.encode():
