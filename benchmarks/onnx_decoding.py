@@ -116,8 +116,12 @@ class OtherTransformer:
         states = [torch.from_numpy(array) for array in self._encode([source.numpy()])]
         return Memory(tuple(KeysValues(*pair) for pair in _pairs(states)), (source != PADDING)[:, None, None, :])
 
-    def decode(self, target: torch.Tensor, memory: Memory, cache: DecoderCache | None) -> tuple[torch.Tensor, DecoderCache]:
+    def decode(
+        self, target: torch.Tensor, memory: Memory, cache: DecoderCache | None, parents: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, DecoderCache]:
         """See `Transformer.decode`; one position at a time."""
+        if cache is not None and parents is not None:
+            cache = tuple(layer.chosen(parents) for layer in cache)
         sentences = len(memory.mask)
         beam = len(target) // sentences
         if cache is None:

@@ -4,9 +4,11 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.workloads.translation.decoding import beam_search, greedy, length_penalty
+from sparsebench.workloads.translation.decoding import CHUNK, _greatest, beam_search, greedy, length_penalty
 from sparsebench.workloads.translation.tokens import BEGIN, END, PADDING, UNKNOWN
 from sparsebench.workloads.translation.transformer import Size, Transformer
 
@@ -129,3 +131,27 @@ def test_beam_and_exponent_out_of_range_are_refused() -> None:
         beam_search(network(0), sources(0), 5, beam=0)
     with pytest.raises(SparsebenchError, match=r"^exponent=nan: expected at least 0$"):
         beam_search(network(0), sources(0), 5, exponent=float("nan"))
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 5), st.sampled_from([1, 63, 64, 300, 1100, 4000]), st.integers(1, 12), st.booleans(), st.integers(0, 2**31))
+def test_greatest_of_each_row(rows: int, columns: int, count: int, rounded: bool, seed: int) -> None:
+    """Of many equal numbers any may be taken."""
+    values = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    if rounded:
+        values = values.round()
+    values[:, ::7] = float("-inf")
+    count = min(count, columns)
+    found, where = _greatest(values, count)
+    assert found.equal(values.topk(count)[0])
+    assert values.gather(1, where).equal(found)
+    assert all(len(set(row)) == count for row in where.tolist())
+
+
+def test_search_in_a_large_vocabulary_is_the_same_without_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Transformer(40 * CHUNK + 3, Size(width=16, feed_forward=16, heads=2, layers=2)).eval()
+    source = torch.randint(4, 200, (6, 5))
+    found = beam_search(model, source, 6, beam=3)
+    monkeypatch.setattr("sparsebench.workloads.translation.decoding._greatest", lambda values, count: values.topk(count))
+    assert beam_search(model, source, 6, beam=3) == found

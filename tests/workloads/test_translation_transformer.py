@@ -223,6 +223,24 @@ def test_cache_gives_what_the_whole_target_gives_beyond_the_first_positions_too(
         fresh.decode(target[:, :2], memory, cache)
 
 
+@pytest.mark.parametrize("graded", [True, False])
+def test_rows_go_on_from_other_rows_of_the_cache(graded: bool) -> None:
+    model = network(size=Size(width=16, feed_forward=16, heads=2, layers=2))
+    source, rows = sentences([5, 5]), torch.tensor([2, 2, 0, 3])
+    target = torch.cat([torch.full((4, 1), BEGIN), torch.randint(4, VOCABULARY, (4, 3))], 1)
+    with torch.set_grad_enabled(graded):
+        memory = model.encode(source)
+        _, cache = model.decode(target, memory, None)
+        chosen = tuple(layer.chosen(rows) for layer in cache)
+        expected, after = model.decode(target[:, :1], memory, chosen)
+        found, kept = model.decode(target[:, :1], memory, cache, rows)
+    torch.testing.assert_close(found, expected)
+    for layer, other in zip(kept, after, strict=True):
+        torch.testing.assert_close(layer, other)
+    # What was there before is as it was.
+    assert cache[0].keys.shape[2] == 4
+
+
 def test_several_rows_may_share_one_source_sentence() -> None:
     model = network()
     source = sentences([5, 7])

@@ -255,7 +255,8 @@ def _storages(weight: Tensor) -> list[Storage]:
     if load_kernels() is None:
         return [CompressedRows]
     found: list[Storage] = [CompressedRows]
-    if weight.shape[1] > TILE[1] and int(weight.count_nonzero()) * TILE[1] >= LEAST_IN_TILE * weight.numel():
+    across = -(-weight.shape[1] // TILE[1])
+    if weight.shape[1] >= TILE[1] and int(weight.count_nonzero()) >= LEAST_IN_TILE * across * len(weight):
         found.append(CompressedTiles)
     blocks = CompressedBlocks.of(weight)
     if BLOCK * len(blocks.columns) <= MOST_BLOCKS * weight.numel() and blocks.fill >= LEAST_FILL:

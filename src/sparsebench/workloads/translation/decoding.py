@@ -11,6 +11,7 @@ from sparsebench.workloads.translation.transformer import DecoderCache, Transfor
 __all__ = ["LENGTH_EXPONENT", "beam_search", "greedy", "length_penalty"]
 
 LENGTH_EXPONENT = 0.6
+CHUNK = 64
 
 
 def length_penalty(length: int, exponent: float = LENGTH_EXPONENT) -> float:
@@ -42,17 +43,18 @@ def greedy(model: Transformer, source: torch.Tensor, max_length: int) -> list[li
     rows = torch.arange(len(source), device=source.device)
     last = torch.full((len(source), 1), BEGIN, device=source.device)
     cache: DecoderCache | None = None
+    parents: torch.Tensor | None = None
     for _ in range(max_length):
-        logits, cache = model.decode(last, memory, cache)
+        logits, cache = model.decode(last, memory, cache, parents)
         tokens = _allowed(logits[:, -1]).argmax(-1)
         going = (tokens != END).nonzero().squeeze(1)
         for row, token in zip(rows[going].tolist(), tokens[going].tolist(), strict=True):
             translations[row].append(token)
         if not len(going):
             break
+        parents = None
         if len(going) < len(rows):  # what is finished costs nothing any more
-            rows, memory = rows[going], memory.chosen(going)
-            cache = tuple(layer.chosen(going) for layer in cache)
+            rows, memory, parents = rows[going], memory.chosen(going), going
         last = tokens[going].unsqueeze(1)
     return translations
 
@@ -96,11 +98,12 @@ def beam_search(
     log_p[:, 0] = 0.0
     hypotheses = torch.full((sentences, beam, 1), BEGIN, device=source.device)
     cache: DecoderCache | None = None
+    cache_rows: torch.Tensor | None = None
     for length in range(1, max_length + 1):
-        logits, cache = model.decode(hypotheses[:, :, -1].reshape(-1, 1), memory, cache)
+        logits, cache = model.decode(hypotheses[:, :, -1].reshape(-1, 1), memory, cache, cache_rows)
         # Of every hypothesis its best continuations: among those are the best of all.
         continuations = _allowed(logits[:, -1]).log_softmax(-1)
-        likely, candidates = continuations.topk(min(2 * beam, continuations.shape[-1]))
+        likely, candidates = _greatest(continuations, min(2 * beam, continuations.shape[-1]))
         continued = likely.view(len(rows), beam, -1) + log_p.unsqueeze(2)
         top, places = continued.flatten(1).topk(min(2 * beam, continued[0].numel()))
         parents, tokens = places // likely.shape[-1], candidates.view(len(rows), -1).gather(1, places)
@@ -120,7 +123,6 @@ def beam_search(
         cache_rows = (torch.arange(len(rows), device=source.device).unsqueeze(1) * beam + parents)[going].flatten()
         if not len(going):
             break
-        cache = tuple(layer.chosen(cache_rows) for layer in cache)
         if len(going) < len(rows):
             memory = memory.chosen(going)
             rows, best_score, log_p, hypotheses = rows[going], best_score[going], log_p[going], hypotheses[going]
@@ -128,6 +130,23 @@ def beam_search(
         if score == float("-inf"):
             best_tokens[row] = tokens_of.tolist()
     return best_tokens
+
+
+def _greatest(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`values.topk(count)` of a matrix: each row's greatest are among the chunks of it with the greatest maxima.
+
+    A pass for the maxima and a search in little is faster than a search in all.
+    """
+    chunks = values.shape[1] // CHUNK
+    if chunks < 2 * count:
+        likely, where = values.topk(count)
+        return likely, where
+    _, which = values[:, : chunks * CHUNK].reshape(-1, chunks, CHUNK).amax(2).topk(count, sorted=False)
+    inside = torch.arange(CHUNK, device=values.device)
+    rest = torch.arange(chunks * CHUNK, values.shape[1], device=values.device).expand(len(values), -1)
+    candidates = torch.cat([(which.unsqueeze(2) * CHUNK + inside).flatten(1), rest], 1)
+    likely, where = values.gather(1, candidates).topk(count)
+    return likely, candidates.gather(1, where)
 
 
 def _allowed(logits: torch.Tensor) -> torch.Tensor:

@@ -48,9 +48,9 @@ class KeysValues(NamedTuple):
     keys: torch.Tensor
     values: torch.Tensor
 
-    def followed_by(self, later: KeysValues) -> KeysValues:
-        """These positions and later ones."""
-        return KeysValues(torch.cat([self.keys, later.keys], 2), torch.cat([self.values, later.values], 2))
+    def followed_by(self, later: KeysValues, rows: torch.Tensor | None = None) -> KeysValues:
+        """These positions, of some sentences by index or of all, and later ones of the same sentences."""
+        return KeysValues(extended(self.keys, rows, later.keys), extended(self.values, rows, later.values))
 
     def chosen(self, rows: torch.Tensor) -> KeysValues:
         """Those of some sentences, by index."""
@@ -120,8 +120,25 @@ def attend(
     return torch.matmul(scores.softmax(3), values)
 
 
-# Whether positions are few is known where a network runs, not where its code is traced.
+def extended(earlier: torch.Tensor, rows: torch.Tensor | None, later: torch.Tensor) -> torch.Tensor:
+    """Some rows of `earlier` [sentences, heads, positions, width], by index or all, and `later` positions of the same sentences.
+
+    On CPUs, without gradients, what is chosen is copied once, to where it stays.
+    """
+    if rows is None:
+        return torch.cat([earlier, later], 2)
+    if torch.is_grad_enabled() or earlier.device.type != "cpu":
+        return torch.cat([earlier.index_select(0, rows), later], 2)
+    sentences, heads, positions, width = later.shape
+    whole = earlier.new_empty(sentences, heads, earlier.shape[2] + positions, width)
+    torch.index_select(earlier, 0, rows, out=whole[:, :, :-positions])
+    whole[:, :, -positions:] = later
+    return whole
+
+
+# Whether positions are few or gradients are asked for is known where a network runs, not where its code is traced.
 torch.fx.wrap("attend")
+torch.fx.wrap("extended")
 
 
 class Attention(nn.Module):
@@ -208,17 +225,22 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(dropouts.residual)
 
     def forward(
-        self, states: torch.Tensor, source: KeysValues, source_mask: torch.Tensor, earlier: KeysValues | None
+        self,
+        states: torch.Tensor,
+        source: KeysValues,
+        source_mask: torch.Tensor,
+        earlier: KeysValues | None,
+        parents: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, KeysValues]:
         """New states, and keys and values of all positions so far.
 
-        `states` [rows, positions, width]; with `earlier`, there is one position. There may be several rows for each source
-        sentence, one after the other.
+        `states` [rows, positions, width]; with `earlier`, there is one position, and `parents` says which row of it each row goes
+        on from where that is not the same one. There may be several rows for each source sentence, one after the other.
         """
         normed = self.attention_norm(states)
         own = self.attention.keys_values(normed)
         if earlier is not None:
-            own = earlier.followed_by(own)
+            own = earlier.followed_by(own, parents)
         states = states + self.dropout(self.attention(normed, own, causal=earlier is None))
         states = states + self.dropout(self.source_attention(self.source_norm(states), source, source_mask))
         return states + self.dropout(self.feed_forward(self.feed_forward_norm(states))), own
@@ -294,7 +316,9 @@ class Transformer(nn.Module):
         states = self.encoder_norm(states)
         return Memory(tuple(layer.source_attention.keys_values(states) for layer in _decoder_layers(self)), mask)
 
-    def decode(self, target: torch.Tensor, memory: Memory, cache: DecoderCache | None) -> tuple[torch.Tensor, DecoderCache]:
+    def decode(
+        self, target: torch.Tensor, memory: Memory, cache: DecoderCache | None, parents: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, DecoderCache]:
         """Scores of the next token at target positions, and the cache with them in it.
 
         Args:
@@ -302,6 +326,7 @@ class Transformer(nn.Module):
                 the same number of rows, one after the other.
             memory: From `encode`.
             cache: From the call before; None at the beginning.
+            parents: int64 [rows], which row of the cache each row goes on from; None for the same one.
 
         Returns:
             Logits [rows, positions, vocabulary], and the cache.
@@ -314,7 +339,7 @@ class Transformer(nn.Module):
         states = self._embed(target, 0 if cache is None else cache[0].keys.shape[2])
         extended = []
         for index, layer in enumerate(self.decoder):
-            states, own = layer(states, memory.layers[index], memory.mask, None if cache is None else cache[index])
+            states, own = layer(states, memory.layers[index], memory.mask, None if cache is None else cache[index], parents)
             extended.append(own)
         return self.softmax(self.decoder_norm(states)), tuple(extended)
 
