@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from sparsebench.errors import SparsebenchError
@@ -22,6 +22,7 @@ from sparsebench.inference.convolutions import AnyConvolution, SparseConvolution
 from sparsebench.inference.folding import CONVOLUTIONS, TRACED, Added, Rectified, Traced, fold
 from sparsebench.inference.layers import SparseLinear, Storage
 from sparsebench.inference.native import load_kernels
+from sparsebench.inference.reuse import write_sums_in_place
 from sparsebench.inference.whole import choose_memory_format, fastest_whole, with_replacements
 
 __all__ = ["compile_sparse"]
@@ -102,6 +103,9 @@ def compile_sparse(model: nn.Module, example_input: Any) -> nn.Module:
         # The dense layers that a chain may take instead are the same ones in both networks.
         replaced = with_replacements(compiled, {**replacements, **{module: module for module in others}})
         chains = add_chains(replaced, run, {id(module): sparse for module, sparse in others.items()})
+        for module in replaced.modules():
+            if isinstance(module, fx.GraphModule):
+                write_sums_in_place(module)
         choices = [*_all_layers(plain, measured), *chains]
         is_changed = bool(replacements or chains)
         whole = fastest_whole(compiled, replaced if is_changed else None, plain, run)

@@ -120,13 +120,15 @@ class SparseConvolution(nn.Module):
         """The weight with its zeros, made anew at every access: changing it changes nothing here."""
         return self.rows.dense().reshape(self.outputs, self.inputs, *self.kernel_size)
 
-    def forward(self, x: Tensor, added: Tensor | float | None = None) -> Tensor:
+    def forward(self, x: Tensor, added: Tensor | float | None = None, out: Tensor | None = None) -> Tensor:
         """[images, inputs, ...] to [images, outputs, ...] in the same memory format; both may be without the first dimension.
 
         Args:
             x: float32 on the CPU.
             added: Added before rectifying: what can be added to a tensor, in the same pass where it has the output's shape and
                 memory format.
+            out: Memory that the result may take, where it is a batch and has the result's shape, type and memory format; it may
+                be `added`, but must not overlap `x`.
 
         Raises:
             SparsebenchError: `x` has another number of dimensions or inputs or is smaller than the kernel; or as for
@@ -140,7 +142,7 @@ class SparseConvolution(nn.Module):
             expected = f"[images, {self.inputs}, {', '.join('...' for _ in self.stride)}]"
             raise SparsebenchError(f"a sparse convolution got an input of shape {tuple(x.shape)}: expected {expected}")
         require_inference(self, x, self.values)
-        out = self._empty_output(x)
+        out = self._output(x, out)
         if added is None:
             self._convolve(x, None, out, self.rectify)
             return out
@@ -154,13 +156,18 @@ class SparseConvolution(nn.Module):
         self._convolve(x, added, out, self.rectify)
         return out
 
-    def _empty_output(self, x: Tensor) -> Tensor:
+    def _output(self, x: Tensor, offered: Tensor | None) -> Tensor:
+        """Where the output goes: to what is offered, if that fits, or to new memory."""
         sizes = []
         for size, kernel, stride, dilation, padding in self._axes(x):
             sizes.append((size + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1)
             if sizes[-1] < 1:
                 raise SparsebenchError(f"a sparse convolution got an input of shape {tuple(x.shape)}: smaller than its kernel")
-        if x.stride(1) == 1 and x.shape[2:].numel() > 1:
+        channels_last = x.stride(1) == 1 and x.shape[2:].numel() > 1
+        if offered is not None and offered.dtype == x.dtype and offered.shape == (len(x), self.outputs, *sizes):
+            if (offered.movedim(1, -1) if channels_last else offered).is_contiguous():
+                return offered
+        if channels_last:
             return torch.empty(len(x), *sizes, self.outputs).movedim(-1, 1)
         return torch.empty(len(x), self.outputs, *sizes)
 
