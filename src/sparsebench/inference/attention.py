@@ -70,22 +70,22 @@ def with_self_attention(
     copies: dict[fx.Node, fx.Node] = {}
     graph = fx.Graph()
     graph.output(graph.graph_copy(network.graph, copies))
-    originals = {copy: node for node, copy in copies.items()}
+    known = {copy: values[node] for node, copy in copies.items()}
     for node in list(graph.nodes):
-        found = _found(node, {copy: values[original] for copy, original in originals.items()})
-        if found is not None and found.result in originals:
+        found = _found(node, known)
+        if found is not None:
             with graph.inserting_after(found.result):
                 call = graph.call_function(self_attention, (*found.sources, found.mask, found.heads))
             # One node also where the code is loaded, which traces it again: as `torch.fx.wrap` marks its own.
             call.meta["is_wrapped"] = True
-            originals[call] = originals.pop(found.result)
+            known[call] = known.pop(found.result)
             found.result.replace_all_uses_with(call)
     if not any(node.target is self_attention for node in graph.nodes):
         return None
     attentive = fx.GraphModule(network, graph)
     graph.eliminate_dead_code()
     attentive.recompile()
-    return attentive, {node: values[originals[node]] for node in graph.nodes if node in originals}
+    return attentive, {node: known[node] for node in graph.nodes if node in known}
 
 
 def _found(node: fx.Node, values: Mapping[fx.Node, Any]) -> _Found | None:
@@ -154,7 +154,7 @@ def _computes_it(found: _Found, values: Mapping[fx.Node, Any]) -> bool:
             computed = code(*given.values(), *masks, *inputs)
             first, second, third = (given[source] for source in found.sources)
             expected = self_attention(first, second, third, mask, found.heads)
-            if not (computed - expected).abs().max() <= _NEAR * expected.abs().max():
+            if computed.shape != expected.shape or not (computed - expected).abs().max() <= _NEAR * expected.abs().max():
                 return False
         except Exception:
             # Whatever the code makes of another shape.

@@ -163,13 +163,12 @@ class SparseConvolution(nn.Module):
             sizes.append((size + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1)
             if sizes[-1] < 1:
                 raise SparsebenchError(f"a sparse convolution got an input of shape {tuple(x.shape)}: smaller than its kernel")
-        channels_last = x.stride(1) == 1 and x.shape[2:].numel() > 1
-        if offered is not None and offered.dtype == x.dtype and offered.shape == (len(x), self.outputs, *sizes):
-            if (offered.movedim(1, -1) if channels_last else offered).is_contiguous():
-                return offered
-        if channels_last:
-            return torch.empty(len(x), *sizes, self.outputs).movedim(-1, 1)
-        return torch.empty(len(x), self.outputs, *sizes)
+        if x.stride(1) == 1 and x.shape[2:].numel() > 1:
+            out = torch.empty(len(x), *sizes, self.outputs).movedim(-1, 1)
+        else:
+            out = torch.empty(len(x), self.outputs, *sizes)
+        wanted = (out.dtype, out.shape, out.stride())
+        return offered if offered is not None and (offered.dtype, offered.shape, offered.stride()) == wanted else out
 
     def _axes(self, x: Tensor) -> list[tuple[int, int, int, int, tuple[int, int]]]:
         return list(zip(x.shape[2:], self.kernel_size, self.stride, self.dilation, self.padding, strict=True))
