@@ -199,7 +199,7 @@ def test_measured_where_the_outcome_is_beyond_doubt():
     assert nearly_empty.sparse
     assert not nearly_full.sparse
     assert nearly_empty.sparse_ms < nearly_empty.dense_ms
-    assert nearly_full.sparse_ms > 0.9 * nearly_full.dense_ms  # where the machine does other work too, all takes as long
+    assert nearly_full.sparse_ms > nearly_full.dense_ms
     table = str(compiled.sparse_choices).splitlines()
     assert table[0].split()[:2] == ["layer", "runs"]
     assert table[1].split()[:4] == ["0", "sparse", "1,048,576", f"{nearly_empty.sparsity:.3f}"]
