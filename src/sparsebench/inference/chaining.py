@@ -249,44 +249,53 @@ def _put_chains(
     network: fx.GraphModule, values: dict[fx.Node, Any], name: str, sparse: Mapping[int, SparseLinear], count: int
 ) -> list[LayerChoice]:
     """Put chains without attention where they are faster than their layers one by one; `values` is kept up to date."""
-    choices = []
-    # Once with all layers that have zeros; where that is slower, with those alone that are faster by themselves.
-    for known in (sparse, {}) if sparse else ({},):
-        faster = []
-        for region in find_regions(network, known, values):
-            chain = chain_of(network, region, known, values)
-            before = chain_of(network, region, {}, values).network
-            times = least_times_of((before, chain), _inputs(region, values))
-            if times[1] <= MARGIN * times[0]:
-                faster.append((region, chain))
-                choices.append(_choice(name, region, chain, values, count, times))
-        _put(network, faster, values)
-    return choices
+    return _put_faster(network, values, name, sparse, count, lambda region, chain: ())
 
 
 def _put_attention_chains(
     network: fx.GraphModule, values: dict[fx.Node, Any], name: str, sparse: Mapping[int, SparseLinear], count: int
 ) -> list[LayerChoice]:
     """Put chains with attention where they are faster than their layers one by one, and than chains on both sides of it."""
-    choices = []
-    for known in (sparse, {}) if sparse else ({},):
-        faster = []
-        for region in find_regions(network, known, values):
-            if not any(node.target is self_attention for node in region.nodes):
-                continue
-            chain = chain_of(network, region, known, values)
-            before = chain_of(network, region, {}, values).network
-            apart, inputs = cast(fx.GraphModule, chain.network), _inputs(region, values)
-            # What runs where sequences do not fit the chain.
-            _put_chains(apart, _values(apart, inputs)[1], name, sparse, count)
-            times = least_times_of((before, chain, apart), inputs)
-            if times[1] <= MARGIN * min(times[0], times[2]):
-                faster.append((region, chain))
-                choices.append(_choice(name, region, chain, values, count, times))
-        _put(network, faster, values)
+
+    def apart(region: Region, chain: SparseChain) -> tuple[nn.Module, ...] | None:
+        if not any(node.target is self_attention for node in region.nodes):
+            return None
+        # What runs where sequences do not fit the chain.
+        code = cast(fx.GraphModule, chain.network)
+        _put_chains(code, _values(code, _inputs(region, values))[1], name, sparse, count)
+        return (code,)
+
+    choices = _put_faster(network, values, name, sparse, count, apart)
     for node in network.graph.nodes:
         if node.target is self_attention:
             node.target = attention_by_torch
+    return choices
+
+
+def _put_faster(
+    network: fx.GraphModule,
+    values: dict[fx.Node, Any],
+    name: str,
+    sparse: Mapping[int, SparseLinear],
+    count: int,
+    rivals: Callable[[Region, SparseChain], tuple[nn.Module, ...] | None],
+) -> list[LayerChoice]:
+    """Put chains where they are faster than their layers one by one and than all their rivals; None for rivals leaves one out."""
+    choices = []
+    # Once with all layers that have zeros; where that is slower, with those alone that are faster by themselves.
+    for known in (sparse, {}) if sparse else ({},):
+        faster = []
+        for region in find_regions(network, known, values):
+            chain = chain_of(network, region, known, values)
+            others = rivals(region, chain)
+            if others is None:
+                continue
+            before = chain_of(network, region, {}, values).network
+            times = least_times_of((before, chain, *others), _inputs(region, values))
+            if times[1] <= MARGIN * min((times[0], *times[2:])):
+                faster.append((region, chain))
+                choices.append(_choice(name, region, chain, values, count, times))
+        _put(network, faster, values)
     return choices
 
 

@@ -97,61 +97,63 @@ class SparseChain(nn.Module):
     def forward(self, *inputs: Tensor) -> Any:
         """What the network computes, of what it reads and of masks."""
         kernels = load_kernels()
-        if kernels is None or not self._fits(inputs):
+        matrices, masks = inputs[: len(self.inputs)], inputs[len(self.inputs) :]
+        if kernels is None or not self._fits(matrices, masks):
             return self.network(*inputs)
         program = self._program
         if program is None or not program.is_current():
             program = self._program = _Program(self)
         if program.steps is None:
             return self.network(*inputs)
-        return self._run(kernels, program.steps, inputs)
+        return self._run(kernels, program.steps, matrices, masks)
 
     def extra_repr(self) -> str:
         """How many of what."""
         kinds = [link.kind for link in self.links]
         return ", ".join(f"{kind}: {kinds.count(kind)}" for kind in dict.fromkeys(kinds))
 
-    def _fits(self, inputs: Sequence[Tensor]) -> bool:
-        columns = inputs[0].numel() // self.inputs[0].features
-        for x, port in zip(inputs, self.inputs, strict=False):
+    def _fits(self, matrices: Sequence[Tensor], masks: Sequence[Tensor]) -> bool:
+        columns = matrices[0].numel() // self.inputs[0].features
+        for x, port in zip(matrices, self.inputs, strict=True):
             if x.dim() != port.dimensions or x.shape[-1] != port.features or x.numel() != columns * port.features:
                 return False
             if x.dtype != torch.float32 or x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
                 return False
-        return not self.training and (not self._attends or self._are_sequences(inputs))
+        return not self.training and (not self._attends or self._are_sequences(matrices, masks))
 
-    def _are_sequences(self, inputs: Sequence[Tensor]) -> bool:
+    @staticmethod
+    def _are_sequences(matrices: Sequence[Tensor], masks: Sequence[Tensor]) -> bool:
         """Whether panels hold whole sequences, at least three quarters full, all of one shape."""
-        sequences, positions = inputs[0].shape[:2]
+        sequences, positions = matrices[0].shape[:2]
         together = MOST_COLUMNS // max(positions, 1) * positions
         if 4 * together < 3 * -(-together // _WIDEST) * _WIDEST or together == 0:
             return False
-        if any(x.shape[:2] != (sequences, positions) for x in inputs[: len(self.inputs)]):
+        if any(x.shape[:2] != (sequences, positions) for x in matrices):
             return False
         shapes = ((sequences, 1, 1, positions), (1, 1, 1, positions))
-        return all(mask.dtype == torch.bool and mask.shape in shapes for mask in inputs[len(self.inputs) :])
+        return all(mask.dtype == torch.bool and mask.shape in shapes for mask in masks)
 
-    def _run(self, kernels: Kernels, template: ctypes.Array[Step], inputs: Sequence[Tensor]) -> Any:
+    def _run(self, kernels: Kernels, template: ctypes.Array[Step], matrices: Sequence[Tensor], masks: Sequence[Tensor]) -> Any:
         # A copy: another thread may run the chain at the same time.
         steps = type(template).from_buffer_copy(template)
-        columns, kept, results = inputs[0].numel() // self.inputs[0].features, [], []
-        for step, x, port in zip(steps, inputs, self.inputs, strict=False):
+        columns, kept, results = matrices[0].numel() // self.inputs[0].features, [], []
+        for step, x, port in zip(steps, matrices, self.inputs, strict=False):
             flat = x.reshape(columns, port.features)
             distance, neighbours = flat.stride()
             if neighbours != 1 and port.features > 1:
                 flat, distance = flat.contiguous(), port.features
             kept.append(flat)
             step.memory, step.stride = flat.data_ptr(), distance
-        masks = [mask.flatten(1).contiguous() for mask in inputs[len(self.inputs) :]]
-        for number, link in enumerate(self.links if masks else (), len(self.inputs)):
+        flat_masks = [mask.flatten(1).contiguous() for mask in masks]
+        for number, link in enumerate(self.links, len(self.inputs)):
             if link.mask >= 0:
-                mask = masks[link.mask]
+                mask = flat_masks[link.mask]
                 steps[number].mask, steps[number].mask_stride = mask.data_ptr(), mask.shape[1] if len(mask) > 1 else 0
         for number, port in enumerate(self.outputs, len(steps) - len(self.outputs)):
-            out = torch.empty((*inputs[port.like].shape[:-1], port.features))
+            out = torch.empty((*matrices[port.like].shape[:-1], port.features))
             steps[number].memory = out.data_ptr()
             results.append(out)
-        kernels.run_chain(steps, self.features, columns, inputs[0].shape[1] if self._attends else 1)
+        kernels.run_chain(steps, self.features, columns, matrices[0].shape[1] if self._attends else 1)
         return results[0] if len(results) == 1 else tuple(results)
 
     def __getstate__(self) -> dict[str, Any]:

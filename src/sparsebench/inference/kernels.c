@@ -6,17 +6,18 @@
  * a processor can foresee where they end; rows that W does not have are last. An entry of one row of a pair is followed by one of the
  * other, or by a zero where that has no more. starts[i] says how many entries the rows of pairs before pair i have each, for all pairs
  * and once more; then it has TILE_ROWS elements for each tile that say which rows of the tile these are. columns has one byte for each
- * entry: its place in the tile. X has a row for each feature
- * and a column for each example or pixel; where each element lies is said by strides, so that batches of vectors [batch][features],
- * feature-major matrices and images in either memory format are all read and written in place.
+ * entry: its place in the tile.
+ *
+ * X has a row for each feature and a column for each example or pixel; where each element lies is said by strides, so that batches of
+ * vectors [batch][features], feature-major matrices and images in either memory format are all read and written in place.
  *
  * How: columns are cut into panels of some vectors. A panel is copied to scratch memory, features one after the other, whatever the
  * layout was; then every output row of it is summed up in registers. Elements of a panel that lie beyond the last column are zero, so
  * that remainders run at full speed. Panels, and where these are few parts of the rows, are the tasks that threads take.
  *
- * csr_panel.h (compressed rows), block_panel.h (blocks) and chain_panel.h (several products and what is between them, panel by panel,
- * attention included) are compiled once for each instruction set, as is convolution_panel.h; which one runs is chosen by the caller among those that
- * sparsebench_instruction_sets reports.
+ * csr_panel.h (compressed rows), block_panel.h (blocks) and chain_panel.h (several products and what is between them, attention
+ * included, panel by panel) are compiled once for each instruction set, as is convolution_panel.h; which one runs is chosen by the
+ * caller among those that sparsebench_instruction_sets reports.
  */
 #if !defined(__GNUC__)
 #error "needs the vector extensions of GCC or Clang"

@@ -50,7 +50,7 @@ class KeysValues(NamedTuple):
 
     def followed_by(self, later: KeysValues, rows: torch.Tensor | None = None) -> KeysValues:
         """These positions, of some sentences by index or of all, and later ones of the same sentences."""
-        return KeysValues(extended(self.keys, rows, later.keys), extended(self.values, rows, later.values))
+        return KeysValues(appended(self.keys, rows, later.keys), appended(self.values, rows, later.values))
 
     def chosen(self, rows: torch.Tensor) -> KeysValues:
         """Those of some sentences, by index."""
@@ -120,7 +120,7 @@ def attend(
     return torch.matmul(scores.softmax(3), values)
 
 
-def extended(earlier: torch.Tensor, rows: torch.Tensor | None, later: torch.Tensor) -> torch.Tensor:
+def appended(earlier: torch.Tensor, rows: torch.Tensor | None, later: torch.Tensor) -> torch.Tensor:
     """Some rows of `earlier` [sentences, heads, positions, width], by index or all, and `later` positions of the same sentences.
 
     On CPUs, without gradients, what is chosen is copied once, to where it stays.
@@ -138,7 +138,7 @@ def extended(earlier: torch.Tensor, rows: torch.Tensor | None, later: torch.Tens
 
 # Whether positions are few or gradients are asked for is known where a network runs, not where its code is traced.
 torch.fx.wrap("attend")
-torch.fx.wrap("extended")
+torch.fx.wrap("appended")
 
 
 class Attention(nn.Module):
