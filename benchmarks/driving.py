@@ -31,8 +31,6 @@ def run_trial(python: Path | str, script: str, arguments: Sequence[str], threads
         "PYTHONWARNINGS": "ignore",
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
-        # Threads that wait spin for a millisecond only: on a machine that is not quite idle, spinning costs up to ten times more.
-        "GOMP_SPINCOUNT": "1000",
         # What is freed goes back at once, so that peaks are those of what is in use. Times are taken with it retained.
         **({"MALLOC_MMAP_THRESHOLD_": "65536"} if arguments[0].endswith("memory") else {}),
     }

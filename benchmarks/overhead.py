@@ -38,8 +38,9 @@ STOCHASTIC = ["variational dropout, noise per example", "variational dropout, no
 EVERY = MASKED + FURTHER + STOCHASTIC
 CONTROLS = ["dense", "dense again (A/A control)"]
 SECTIONS = ["steps", "update", "memory", "sizes"]
-# Methods that are timed in one process, where the networks with their optimizers do not all fit into memory.
-TOGETHER = {"resnet50": 8, "transformer-base": 4}
+# Methods that are timed in one process, where it cannot hold the networks of all: large ones fill the memory, small ones push
+# each other out of the processor's caches, which the network of a training has to itself.
+TOGETHER = {"mlp": 1, "resnet50": 8, "transformer-base": 4}
 # The mask update that the tables are about is of all 25.5 M weights of this network.
 UPDATED = "resnet50"
 
@@ -102,8 +103,8 @@ class Measurement:
         if len(found) == 1:
             yield f"\nMedian (least-greatest) of {least} steps each, in turns."
         else:
-            yield f"\nMedian (least-greatest) of {least} steps each or more, in turns; methods in groups that fit into memory,"
-            yield "each beside a dense network of its own."
+            yield f"\nMedian (least-greatest) of {least} steps each or more, in turns; methods in groups, each beside a dense network of"
+            yield "its own."
 
     def update(self, repetitions: int) -> Iterator[str]:
         """One mask update by itself."""

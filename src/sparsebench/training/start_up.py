@@ -48,7 +48,7 @@ def set_up_process() -> None:
         if mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, _NEVER):
             _in_force["allocator"] = "retains freed memory"
     if "torch" not in sys.modules and not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
-        # A thread that waits longer than a millisecond gives its core to whoever else needs one.
+        # A thread that waits longer than some tens of microseconds gives its core to whoever else needs one.
         os.environ["GOMP_SPINCOUNT"] = _SPINS
         _in_force["openmp"] = f"GOMP_SPINCOUNT={_SPINS}"
 
