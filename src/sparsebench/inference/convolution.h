@@ -75,8 +75,11 @@ struct convolution_work {
 
 INLINE int64_t input_tiles(const struct convolution *p) { return (p->inputs + p->tile - 1) / p->tile; }
 
-/* Outputs that are summed before they are written. */
-INLINE int64_t outputs_at_a_time(const struct convolution *p) { return input_tiles(p) > 1 ? TILE_OUTPUTS : ROW_BLOCK; }
+/* Outputs that are summed before they are written: of channels that are neighbours in memory, several lines of the cache. */
+INLINE int64_t outputs_at_a_time(const struct convolution *p)
+{
+    return input_tiles(p) > 1 || p->y_planes.column != 1 ? TILE_OUTPUTS : ROW_BLOCK;
+}
 
 /* Part `part` of the outputs; in tiles as if all had as many entries. */
 static int64_t first_output(const struct convolution *p, int64_t part, int64_t parts)

@@ -36,7 +36,9 @@ static void NAME(pack_transposed)(const float *const *column, int64_t count, int
     for (int64_t n = 0; n < pitch; n += WIDTH) {
         int64_t here = at_most(count - n, WIDTH), f = 0;
         VECTOR square[WIDTH];
+        struct ahead ahead = {column, n + WIDTH, at_most(n + 2 * WIDTH, count), 0, features};
         for (; f + WIDTH <= features; f += WIDTH) {
+            fetch_ahead(&ahead, WIDTH);
             if (here == WIDTH)
                 for (int i = 0; i < WIDTH; ++i) square[i] = *(const LOOSE *)(column[n + i] + f);
             else
@@ -55,7 +57,9 @@ static void NAME(unpack_transposed)(const float *block, int64_t pitch, int64_t r
     for (int64_t n = 0; n < count; n += WIDTH) {
         int64_t here = at_most(count - n, WIDTH), r = 0;
         VECTOR square[WIDTH];
+        struct ahead ahead = {(const float *const *)column, n + WIDTH, at_most(n + 2 * WIDTH, count), 0, rows};
         for (; r + WIDTH <= rows; r += WIDTH) {
+            fetch_ahead(&ahead, WIDTH);
             for (int i = 0; i < WIDTH; ++i) square[i] = *(const VECTOR *)(block + (r + i) * pitch + n);
             NAME(transpose)(square);
             for (int64_t i = 0; i < here; ++i) *(LOOSE *)(column[n + i] + r) = square[i];
