@@ -21,9 +21,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-# Threads that wait spin for a millisecond only: on a machine that is not quite idle, spinning costs up to ten times more.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
 import torch
 from driving import facts, write_json
 from inference_cases import NETWORK_CASES, Case, layer_cases, missing, pruned
@@ -35,6 +32,8 @@ from sparsebench.inference import kernel_path
 from sparsebench.training.start_up import set_up_process
 
 SPARSITIES = [0.5, 0.8, 0.9, 0.95, 0.98]
+# Seconds between two runtimes: threads of the one before may spin for so long, on the cores that the next one needs.
+PAUSE = 0.05
 # What takes longer than this, in seconds, need not be run once untimed before: threads are awake after a small part of it.
 LONG = 0.1
 PACKAGES = ["torch", "onnxruntime", "openvino", "nncf", "sparselab"]
@@ -43,14 +42,14 @@ PACKAGES = ["torch", "onnxruntime", "openvino", "nncf", "sparselab"]
 def after_a_pause(ways: Mapping[str, Callable[[], Any]], rounds: int, seconds: float) -> dict[str, list[float]]:
     """Seconds of each way, all taking turns; each runs once untimed before, after a pause.
 
-    Every runtime has threads of its own that go on spinning for some milliseconds after their work, on the cores that the next
-    one needs: a pause lets them fall asleep, and the run that is not timed wakes those that come next.
+    Every runtime has threads of its own that go on spinning after their work: a pause lets them fall asleep, and the run that is
+    not timed wakes those that come next.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     begin = time.perf_counter()
     for count in range(rounds):
         for name in ways if count % 2 == 0 else reversed(list(ways)):
-            time.sleep(0.01)
+            time.sleep(PAUSE)
             if min(times[name], default=0.0) < LONG:
                 ways[name]()
             times[name].append(elapsed(ways[name]))

@@ -103,8 +103,8 @@ class Measurement:
         if len(found) == 1:
             yield f"\nMedian (least-greatest) of {least} steps each, in turns."
         else:
-            yield f"\nMedian (least-greatest) of {least} steps each or more, in turns; methods in groups, each beside a dense network of"
-            yield "its own."
+            yield f"\nMedian (least-greatest) of {least} steps each or more, in turns; methods in groups, each beside a dense"
+            yield "network of its own."
 
     def update(self, repetitions: int) -> Iterator[str]:
         """One mask update by itself."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from built_kernels import PATHS, kernels
 
-from sparsebench.inference import chains, compressed_blocks, compressed_rows, compressed_tiles, convolutions
+from sparsebench.inference import chains, compressed_blocks, compressed_rows, compressed_tiles, convolutions, few_queries
 
 
 @pytest.fixture(params=PATHS, scope="module")
@@ -12,7 +12,7 @@ def path(request):
     """The kernels of one instruction set, or torch's product, in all sparse layers."""
     chosen = kernels(request.param)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (chains, compressed_blocks, compressed_rows, compressed_tiles, convolutions):
+        for module in (chains, compressed_blocks, compressed_rows, compressed_tiles, convolutions, few_queries):
             patch.setattr(module, "load_kernels", lambda: chosen)
         yield request.param
 

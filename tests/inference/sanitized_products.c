@@ -228,6 +228,50 @@ static int check_attention(int instruction_set, int threads)
     return wrong;
 }
 
+static struct places places(int64_t heads, int64_t positions, int64_t depth, int heads_first)
+{
+    if (heads_first) return (struct places){heads * positions * depth, positions * depth, depth};
+    return (struct places){heads * positions * depth, depth, heads * depth};
+}
+
+static int check_few_queries(int instruction_set, int threads)
+{
+    const int64_t heads = drawn(1, 3), depth = 4 * drawn(1, 20), queries = drawn(1, 8), keys = drawn(1, 50), sequences = drawn(1, 40);
+    const int64_t out_count = sequences * heads * queries * depth, read_count = sequences * heads * keys * depth;
+    float *query = numbers(out_count), *key = numbers(read_count), *value = numbers(read_count);
+    float *out = malloc((size_t)out_count * sizeof(float));
+    const int shared = (int)drawn(0, 1), masked = (int)drawn(0, 1);
+    uint8_t *mask = malloc((size_t)((shared ? 1 : sequences) * keys));
+    for (int64_t i = 0; i < (shared ? 1 : sequences) * keys; ++i) mask[i] = (uint8_t)drawn(0, 2);
+    const struct places few = places(heads, queries, depth, (int)drawn(0, 1));
+    const struct places many = places(heads, keys, depth, (int)drawn(0, 1));
+    const struct attention a = {sequences, heads, queries, keys, depth, query, key, value, out, few, many, many, few, 0.25,
+                                masked ? mask : NULL, shared ? 0 : keys};
+    int wrong = sparsebench_attention(&a, instruction_set, threads, in_two_threads);
+    double weights[50];
+    for (int64_t n = 0; n < sequences; ++n)
+        for (int64_t h = 0; h < heads; ++h)
+            for (int64_t q = 0; q < queries; ++q) {
+                const int64_t at = n * few.sequence + h * few.head + q * few.position, read = n * many.sequence + h * many.head;
+                double most = -INFINITY, total = 0;
+                for (int64_t j = 0; j < keys; ++j) {
+                    weights[j] = 0;
+                    for (int64_t f = 0; f < depth; ++f) weights[j] += 0.25 * query[at + f] * key[read + j * many.position + f];
+                    if (masked && !mask[(shared ? 0 : n * keys) + j]) weights[j] = -INFINITY;
+                    most = fmax(most, weights[j]);
+                }
+                for (int64_t j = 0; j < keys; ++j) total += weights[j] = most == -INFINITY ? 0 : exp(weights[j] - most);
+                for (int64_t f = 0; f < depth; ++f) {
+                    double sum = 0;
+                    for (int64_t j = 0; j < keys; ++j) sum += weights[j] * value[read + j * many.position + f];
+                    if (total != 0) sum /= total;
+                    wrong |= !(fabs(sum - out[at + f]) <= 1e-4 * (1 + fabs(sum)));
+                }
+            }
+    free(query), free(key), free(value), free(out), free(mask);
+    return wrong;
+}
+
 static struct axis axis(void)
 {
     struct axis a = {.kernel = drawn(1, 4), .stride = drawn(1, 3), .padding = drawn(0, 4), .dilation = drawn(1, 2)};
@@ -301,7 +345,7 @@ int main(void)
     for (int set = 0; set < 3; ++set)
         for (int trial = 0; (sets >> set & 1) && trial < 150; ++trial, ++checked)
             if (check(set, 1 + trial % 2) || check_convolution(set, 1 + trial % 2) || check_chain(set, 1 + trial % 2) ||
-                check_attention(set, 1 + trial % 2)) {
+                check_attention(set, 1 + trial % 2) || check_few_queries(set, 1 + trial % 2)) {
                 printf("instruction set %d, trial %d: wrong\n", set, trial);
                 return 1;
             }

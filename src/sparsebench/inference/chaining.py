@@ -14,6 +14,7 @@ from sparsebench.inference.attention import attention_by_torch, self_attention, 
 from sparsebench.inference.chains import SparseChain
 from sparsebench.inference.choices import MARGIN, LayerChoice, least_times_of
 from sparsebench.inference.convolutions import SparseConvolution
+from sparsebench.inference.few_queries import put_few_queries
 from sparsebench.inference.folding import TRACED, Added, Rectified, Traced
 from sparsebench.inference.layers import SparseLinear, SparseWeight
 from sparsebench.inference.native import load_kernels
@@ -201,6 +202,7 @@ def _chained(
         tried += _put_chains(network, values, name, sparse, call.times)
         choices += tried
         if any(choice.sparse for choice in tried):
+            put_few_queries(network, values)
             networks[key] = network
     return (networks, choices) if is_traced else None
 

@@ -8,23 +8,37 @@ typedef uint32_t NAME(naturals) __attribute__((vector_size(4 * WIDTH)));
 #define LOOSE NAME(loose)
 #define INTEGERS NAME(integers)
 
+/* The first halves of two vectors dealt one by one, and the second ones. */
+INLINE VECTOR NAME(deal_first)(VECTOR a, VECTOR b)
+{
+#if WIDTH == 4
+    return SHUFFLE(a, b, INTEGERS, 0, 4, 1, 5);
+#elif WIDTH == 8
+    return SHUFFLE(a, b, INTEGERS, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+    return SHUFFLE(a, b, INTEGERS, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#endif
+}
+
+INLINE VECTOR NAME(deal_second)(VECTOR a, VECTOR b)
+{
+#if WIDTH == 4
+    return SHUFFLE(a, b, INTEGERS, 2, 6, 3, 7);
+#elif WIDTH == 8
+    return SHUFFLE(a, b, INTEGERS, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+    return SHUFFLE(a, b, INTEGERS, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#endif
+}
+
 /* Rows of a square of WIDTH x WIDTH become its columns: log2(WIDTH) times, row i and row i + WIDTH / 2 are dealt one by one. */
 INLINE void NAME(transpose)(VECTOR *square)
 {
     for (int round = 1; round < WIDTH; round *= 2) {
         VECTOR dealt[WIDTH];
         for (int i = 0; i < WIDTH / 2; ++i) {
-            VECTOR a = square[i], b = square[i + WIDTH / 2];
-#if WIDTH == 4
-            dealt[2 * i] = SHUFFLE(a, b, INTEGERS, 0, 4, 1, 5);
-            dealt[2 * i + 1] = SHUFFLE(a, b, INTEGERS, 2, 6, 3, 7);
-#elif WIDTH == 8
-            dealt[2 * i] = SHUFFLE(a, b, INTEGERS, 0, 8, 1, 9, 2, 10, 3, 11);
-            dealt[2 * i + 1] = SHUFFLE(a, b, INTEGERS, 4, 12, 5, 13, 6, 14, 7, 15);
-#else
-            dealt[2 * i] = SHUFFLE(a, b, INTEGERS, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            dealt[2 * i + 1] = SHUFFLE(a, b, INTEGERS, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-#endif
+            dealt[2 * i] = NAME(deal_first)(square[i], square[i + WIDTH / 2]);
+            dealt[2 * i + 1] = NAME(deal_second)(square[i], square[i + WIDTH / 2]);
         }
         for (int i = 0; i < WIDTH; ++i) square[i] = dealt[i];
     }

@@ -16,8 +16,8 @@
  * that remainders run at full speed. Panels, and where these are few parts of the rows, are the tasks that threads take.
  *
  * csr_panel.h (compressed rows), block_panel.h (blocks) and chain_panel.h (several products and what is between them, attention
- * included, panel by panel) are compiled once for each instruction set, as is convolution_panel.h; which one runs is chosen by the
- * caller among those that sparsebench_instruction_sets reports.
+ * included, panel by panel) are compiled once for each instruction set, as are convolution_panel.h and few_queries_panel.h; which one
+ * runs is chosen by the caller among those that sparsebench_instruction_sets reports.
  */
 #if !defined(__GNUC__)
 #error "needs the vector extensions of GCC or Clang"
@@ -235,6 +235,7 @@ INLINE void fetch_ahead(struct ahead *a, int64_t lines)
 
 #include "chain.h"
 #include "convolution.h"
+#include "few_queries.h"
 
 /* The same code for each instruction set. Registers decide how many vectors of a row are summed at a time. */
 #define JOIN_(a, b) a##b
@@ -246,6 +247,7 @@ INLINE void fetch_ahead(struct ahead *a, int64_t lines)
 #include "csr_panel.h"
 #include "chain_panel.h"
 #include "convolution_panel.h"
+#include "few_queries_panel.h"
 #undef SUFFIX
 #undef WIDTH
 
@@ -263,6 +265,7 @@ INLINE void fetch_ahead(struct ahead *a, int64_t lines)
 #include "csr_panel.h"
 #include "chain_panel.h"
 #include "convolution_panel.h"
+#include "few_queries_panel.h"
 #undef SUFFIX
 #undef WIDTH
 #if defined(__clang__)
@@ -278,6 +281,7 @@ INLINE void fetch_ahead(struct ahead *a, int64_t lines)
 #include "csr_panel.h"
 #include "chain_panel.h"
 #include "convolution_panel.h"
+#include "few_queries_panel.h"
 #undef SUFFIX
 #undef WIDTH
 #if defined(__clang__)
@@ -288,7 +292,7 @@ INLINE void fetch_ahead(struct ahead *a, int64_t lines)
 #endif
 
 /* Of the functions' arguments: a library that was built from another revision must not be called. */
-int sparsebench_kernels_revision(void) { return 5; }
+int sparsebench_kernels_revision(void) { return 6; }
 
 enum { GENERIC, AVX2, AVX512 };
 static const int64_t widths[] = {4, 8, 16};
@@ -391,3 +395,4 @@ int sparsebench_chain(
 }
 
 #include "convolution_call.h"
+#include "few_queries_call.h"

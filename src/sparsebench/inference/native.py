@@ -21,10 +21,12 @@ __all__ = [
     "MOST_COLUMNS",
     "STEP_KINDS",
     "VARIABLE",
+    "Attention",
     "Axis",
     "Convolution",
     "Kernels",
     "Layout",
+    "Places",
     "Planes",
     "Product",
     "Step",
@@ -39,7 +41,7 @@ __all__ = [
 INSTRUCTION_SETS = ("generic", "avx2", "avx512")
 FALLBACK = "torch"
 # As in kernels.c.
-REVISION = 5
+REVISION = 6
 STEP_KINDS = ("read", "write", "product", "normalize", "add", "rectify", "attend")
 MOST_COLUMNS = 64
 VARIABLE = "SPARSEBENCH_KERNELS"
@@ -131,6 +133,35 @@ class Convolution(ctypes.Structure):
     )
 
 
+class Places(ctypes.Structure):
+    """`struct places` of few_queries.h: distances in elements."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("sequence", "head", "position"))
+
+
+class Attention(ctypes.Structure):
+    """`struct attention` of few_queries.h: one attention with all that it reads and writes."""
+
+    _fields_ = (
+        ("sequences", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("queries", ctypes.c_int64),
+        ("keys", ctypes.c_int64),
+        ("depth", ctypes.c_int64),
+        ("query", ctypes.c_void_p),
+        ("key", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("query_places", Places),
+        ("key_places", Places),
+        ("value_places", Places),
+        ("out_places", Places),
+        ("scale", ctypes.c_double),
+        ("mask", ctypes.c_void_p),
+        ("mask_stride", ctypes.c_int64),
+    )
+
+
 class Kernels:
     """The loaded library, on one instruction set.
 
@@ -146,6 +177,8 @@ class Kernels:
         self._product.argtypes = (ctypes.POINTER(Product), ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
         self._convolution = library.sparsebench_convolution
         self._convolution.argtypes = (ctypes.POINTER(Convolution), ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
+        self._attention = library.sparsebench_attention
+        self._attention.argtypes = (ctypes.POINTER(Attention), ctypes.c_int, ctypes.c_int, ctypes.c_void_p)
         self._chain = library.sparsebench_chain
         number, sizes = ctypes.c_int, (ctypes.c_int64,) * 4
         self._chain.argtypes = (ctypes.POINTER(Step), *sizes, number, number, ctypes.c_void_p)
@@ -173,6 +206,15 @@ class Kernels:
         """
         if self._convolution(ctypes.byref(convolution), self._number, torch.get_num_threads(), self._parallel) != 0:
             raise MemoryError("no memory for a panel of a sparse convolution")
+
+    def attend(self, attention: Attention) -> None:
+        """Write `attention.out`, with at most `torch.get_num_threads()` threads.
+
+        Raises:
+            MemoryError: Scratch memory, a number for each key, was not to be had.
+        """
+        if self._attention(ctypes.byref(attention), self._number, torch.get_num_threads(), self._parallel) != 0:
+            raise MemoryError("no memory for the weights of keys")
 
     def run_chain(self, steps: ctypes.Array[Step], features: int, columns: int, length: int) -> None:
         """Run steps on columns or sequences that are independent of each other, with at most `torch.get_num_threads()` threads.

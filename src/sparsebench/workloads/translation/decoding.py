@@ -38,7 +38,7 @@ def greedy(model: Transformer, source: torch.Tensor, max_length: int) -> list[li
     Returns:
         For each sentence its tokens, without the end symbol.
     """
-    memory = model.encode(source)
+    memory = model.encode(source).contiguous()
     translations: list[list[int]] = [[] for _ in range(len(source))]
     rows = torch.arange(len(source), device=source.device)
     last = torch.full((len(source), 1), BEGIN, device=source.device)
@@ -89,7 +89,7 @@ def beam_search(
     if not exponent >= 0.0:
         raise SparsebenchError(f"exponent={exponent}: expected at least 0")
     sentences = len(source)
-    memory = model.encode(source)
+    memory = model.encode(source).contiguous()
     best_tokens: list[list[int]] = [[] for _ in range(sentences)]
     rows = torch.arange(sentences, device=source.device)  # the sentences that still go on
     best_score = torch.full((sentences,), float("-inf"), device=source.device)  # of their finished hypotheses

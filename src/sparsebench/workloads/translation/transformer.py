@@ -56,6 +56,10 @@ class KeysValues(NamedTuple):
         """Those of some sentences, by index."""
         return KeysValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
 
+    def contiguous(self) -> KeysValues:
+        """The same, all that belongs to a head side by side in memory."""
+        return KeysValues(self.keys.contiguous(), self.values.contiguous())
+
 
 class Memory(NamedTuple):
     """What the decoder reads of source sentences: keys and values for each of its layers, and which positions are no padding."""
@@ -66,6 +70,10 @@ class Memory(NamedTuple):
     def chosen(self, rows: torch.Tensor) -> Memory:
         """That of some sentences, by index."""
         return Memory(tuple(layer.chosen(rows) for layer in self.layers), self.mask.index_select(0, rows))
+
+    def contiguous(self) -> Memory:
+        """The same, laid out to be read again and again."""
+        return Memory(tuple(layer.contiguous() for layer in self.layers), self.mask)
 
 
 DecoderCache = tuple[KeysValues, ...]
