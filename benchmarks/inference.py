@@ -34,23 +34,25 @@ from sparsebench.training.start_up import set_up_process
 SPARSITIES = [0.5, 0.8, 0.9, 0.95, 0.98]
 # Seconds between two runtimes: threads of the one before may spin for so long, on the cores that the next one needs.
 PAUSE = 0.05
-# What takes longer than this, in seconds, need not be run once untimed before: threads are awake after a small part of it.
-LONG = 0.1
+# So long a way runs untimed before it is timed, at least once: after a pause threads wake only slowly. What takes longer than LONG
+# need not: they are awake after a small part of it.
+AWAKE, LONG = 0.02, 0.1
 PACKAGES = ["torch", "onnxruntime", "openvino", "nncf", "sparselab"]
 
 
 def after_a_pause(ways: Mapping[str, Callable[[], Any]], rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each way, all taking turns; each runs once untimed before, after a pause.
+    """Seconds of each way, all taking turns; each runs untimed before, after a pause.
 
-    Every runtime has threads of its own that go on spinning after their work: a pause lets them fall asleep, and the run that is
-    not timed wakes those that come next.
+    Every runtime has threads of its own that go on spinning after their work: a pause lets them fall asleep, and what is not
+    timed wakes those that come next.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     begin = time.perf_counter()
     for count in range(rounds):
         for name in ways if count % 2 == 0 else reversed(list(ways)):
             time.sleep(PAUSE)
-            if min(times[name], default=0.0) < LONG:
+            awake = time.perf_counter() + (AWAKE if min(times[name], default=0.0) < LONG else 0.0)
+            while time.perf_counter() < awake:
                 ways[name]()
             times[name].append(elapsed(ways[name]))
         if count >= 2 and time.perf_counter() - begin > seconds:
