@@ -34,8 +34,8 @@ from sparsebench.training.start_up import set_up_process
 SPARSITIES = [0.5, 0.8, 0.9, 0.95, 0.98]
 # Seconds between two runtimes: threads of the one before may spin for so long, on the cores that the next one needs.
 PAUSE = 0.05
-# So long a way runs untimed before it is timed, at least once: after a pause threads wake only slowly. What takes longer than LONG
-# need not: they are awake after a small part of it.
+# So long a way runs untimed before it is timed, at least once: after a pause threads wake only slowly. What takes longer than
+# LONG need not: they are awake after a small part of it.
 AWAKE, LONG = 0.02, 0.1
 PACKAGES = ["torch", "onnxruntime", "openvino", "nncf", "sparselab"]
 
