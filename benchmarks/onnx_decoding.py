@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparsebench.workloads.translation.keys_values import DecoderCache, KeysValues, Memory
 from sparsebench.workloads.translation.tokens import BEGIN, PADDING
-from sparsebench.workloads.translation.transformer import DecoderCache, KeysValues, Memory, Transformer
+from sparsebench.workloads.translation.transformer import Transformer
 
 __all__ = ["OtherTransformer", "as_onnx", "assert_same_scores", "onnx_graphs"]
 

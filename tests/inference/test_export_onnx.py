@@ -20,7 +20,8 @@ from sparsebench.inference.export import export_onnx
 from sparsebench.inference.layers import SparseLinear
 from sparsebench.workloads.images.digits import DIGITS
 from sparsebench.workloads.images.networks import BasicBlock, make_network
-from sparsebench.workloads.translation.transformer import Memory, Size, Transformer
+from sparsebench.workloads.translation.keys_values import Memory
+from sparsebench.workloads.translation.transformer import Size, Transformer
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.workloads.translation.keys_values import DecoderCache
 from sparsebench.workloads.translation.tokens import BEGIN, END, PADDING
-from sparsebench.workloads.translation.transformer import DecoderCache, Transformer
+from sparsebench.workloads.translation.transformer import Transformer
 
 __all__ = ["LENGTH_EXPONENT", "beam_search", "greedy", "length_penalty"]
 

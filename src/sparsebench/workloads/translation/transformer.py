@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.workloads.translation.keys_values import DecoderCache, KeysValues, Memory
 from sparsebench.workloads.translation.tokens import PADDING
 
-__all__ = ["SIZES", "Attention", "DecoderCache", "KeysValues", "Memory", "Size", "Transformer", "attend", "sinusoidal_positions"]
+__all__ = ["SIZES", "Attention", "Size", "Transformer", "attend", "sinusoidal_positions"]
 
 # Positions are computed once for so many, and again, twice as far, when a longer text comes.
 FIRST_POSITIONS = 256
@@ -40,44 +41,6 @@ SIZES: Mapping[str, Size] = {
     "big": Size(width=1024, feed_forward=4096, heads=16, layers=6),
 }
 """Base and big are those of Vaswani et al. 2017 (arXiv 1706.03762, table 3)."""
-
-
-class KeysValues(NamedTuple):
-    """Keys and values of one attention, each [sentences, heads, positions, width of a head]."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    def followed_by(self, later: KeysValues, rows: torch.Tensor | None = None) -> KeysValues:
-        """These positions, of some sentences by index or of all, and later ones of the same sentences."""
-        return KeysValues(appended(self.keys, rows, later.keys), appended(self.values, rows, later.values))
-
-    def chosen(self, rows: torch.Tensor) -> KeysValues:
-        """Those of some sentences, by index."""
-        return KeysValues(self.keys.index_select(0, rows), self.values.index_select(0, rows))
-
-    def contiguous(self) -> KeysValues:
-        """The same, all that belongs to a head side by side in memory."""
-        return KeysValues(self.keys.contiguous(), self.values.contiguous())
-
-
-class Memory(NamedTuple):
-    """What the decoder reads of source sentences: keys and values for each of its layers, and which positions are no padding."""
-
-    layers: tuple[KeysValues, ...]
-    mask: torch.Tensor
-
-    def chosen(self, rows: torch.Tensor) -> Memory:
-        """That of some sentences, by index."""
-        return Memory(tuple(layer.chosen(rows) for layer in self.layers), self.mask.index_select(0, rows))
-
-    def contiguous(self) -> Memory:
-        """The same, laid out to be read again and again."""
-        return Memory(tuple(layer.contiguous() for layer in self.layers), self.mask)
-
-
-DecoderCache = tuple[KeysValues, ...]
-"""Keys and values of the target positions so far, for each layer of the decoder."""
 
 
 def sinusoidal_positions(count: int, width: int) -> torch.Tensor:
@@ -128,25 +91,8 @@ def attend(
     return torch.matmul(scores.softmax(3), values)
 
 
-def appended(earlier: torch.Tensor, rows: torch.Tensor | None, later: torch.Tensor) -> torch.Tensor:
-    """Some rows of `earlier` [sentences, heads, positions, width], by index or all, and `later` positions of the same sentences.
-
-    On CPUs, without gradients, what is chosen is copied once, to where it stays.
-    """
-    if rows is None:
-        return torch.cat([earlier, later], 2)
-    if torch.is_grad_enabled() or earlier.device.type != "cpu":
-        return torch.cat([earlier.index_select(0, rows), later], 2)
-    sentences, heads, positions, width = later.shape
-    whole = earlier.new_empty(sentences, heads, earlier.shape[2] + positions, width)
-    torch.index_select(earlier, 0, rows, out=whole[:, :, :-positions])
-    whole[:, :, -positions:] = later
-    return whole
-
-
-# Whether positions are few or gradients are asked for is known where a network runs, not where its code is traced.
+# Whether positions are few is known where a network runs, not where its code is traced.
 torch.fx.wrap("attend")
-torch.fx.wrap("appended")
 
 
 class Attention(nn.Module):
