@@ -3,6 +3,8 @@
 import copy
 import math
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -178,8 +180,8 @@ def test_what_is_not_faster_stays(monkeypatch):
     assert put_few_queries(network, values) == 0
 
 
-def test_decoding_uses_it(fastest):
-    """Both attentions of every layer, in steps that have a cache; translations are the same."""
+def test_decoding_uses_it(fastest, tmp_path):
+    """Both attentions of every layer, in steps that have a cache; translations are the same, in another process too."""
     torch.manual_seed(0)
     model = Transformer(50, SIZES["tiny"]).eval().requires_grad_(False)
     for layer in model.modules():
@@ -191,6 +193,16 @@ def test_decoding_uses_it(fastest):
     assert len(used) >= 2 * len(model.decoder)
     for number in (1, 3, 10):
         assert beam_search(compiled, source[:number], 9) == beam_search(model, source[:number], 9)
+    torch.save((compiled, source, beam_search(model, source, 9)), tmp_path / "network.pt")
+    program = (
+        "import sys, torch\n"
+        "from sparsebench.workloads.translation.decoding import beam_search\n"
+        "compiled, source, expected = torch.load(sys.argv[1], weights_only=False)\n"
+        "assert beam_search(compiled, source, 9) == expected\n"
+    )
+    command = [sys.executable, "-W", "error", "-c", program, str(tmp_path / "network.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def all_parts(compiled):
