@@ -56,6 +56,28 @@ def assert_same(compiled: nn.Module, model: nn.Module, *inputs: torch.Tensor) ->
     assert (found - expected).abs().max() <= 1e-4 * max(1e-2, float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("network", ["perceptron", "convolutions", "Transformer"])
+def test_another_default_type(network, all_sparse):
+    """What the kernels write has their type, whatever torch's default is."""
+    torch.manual_seed(0)
+    if network == "perceptron":
+        model: nn.Module = nn.Sequential(nn.Linear(200, 64), nn.ReLU(), nn.LayerNorm(64), nn.Linear(64, 20))
+        inputs: tuple[torch.Tensor, ...] = (torch.randn(150, 200),)
+    elif network == "convolutions":
+        model, inputs = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1)), (torch.randn(2, 8, 9, 9),)
+    else:
+        model, inputs = Transformer(60, SIZES["tiny"]), (torch.randint(3, 60, (9, 7)), torch.randint(3, 60, (9, 5)))
+    pruned(model)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        compiled = compile_sparse(model, inputs)
+        assert any(choice.sparse for choice in compiled.sparse_choices)
+        assert_same(compiled, model, *inputs)
+    finally:
+        torch.set_default_dtype(before)
+
+
 def kinds(model: nn.Module) -> list[type]:
     return [
         type(module)

@@ -82,6 +82,18 @@ def test_what_is_not_finite_shows(path, where, number):
     torch.testing.assert_close(attention(query, keys, values).double(), formula(query, keys, values), equal_nan=True, **NEAR)
 
 
+def test_another_default_type():
+    query, keys, values = torch.randn(2, 2, 1, 16), torch.randn(2, 2, 5, 16), torch.randn(2, 2, 5, 16)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = FewQueries(F.scaled_dot_product_attention)(query, keys, values)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), formula(query, keys, values), **NEAR)
+
+
 REFUSED = {
     "many queries": lambda q, k, v: (torch.randn(2, 2, MOST_QUERIES + 1, 8), k, v),
     "double precision": lambda q, k, v: (q.double(), k.double(), v.double()),

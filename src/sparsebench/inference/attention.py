@@ -142,8 +142,9 @@ def _computes_it(found: _Found, values: Mapping[fx.Node, Any]) -> bool:
     code, outside = part
     generator = torch.Generator().manual_seed(0)
     for count, length in _TRIALS:
-        inputs = [torch.randn(count, length, values[node].shape[2], generator=generator) for node in outside]
-        matrices = [torch.randn(count, length, values[found.result].shape[2], generator=generator) for _ in range(3)]
+        widths = [values[node].shape[2] for node in (*outside, *(found.result,) * 3)]
+        drawn = [torch.randn(count, length, width, generator=generator, dtype=torch.float32) for width in widths]
+        inputs, matrices = drawn[: len(outside)], drawn[len(outside) :]
         mask = None if found.mask is None else torch.rand(count, 1, 1, length, generator=generator) > 0.5
         if mask is not None:
             mask[..., 0] = True

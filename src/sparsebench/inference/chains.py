@@ -150,7 +150,7 @@ class SparseChain(nn.Module):
                 mask = flat_masks[link.mask]
                 steps[number].mask, steps[number].mask_stride = mask.data_ptr(), mask.shape[1] if len(mask) > 1 else 0
         for number, port in enumerate(self.outputs, len(steps) - len(self.outputs)):
-            out = torch.empty((*matrices[port.like].shape[:-1], port.features))
+            out = matrices[port.like].new_empty((*matrices[port.like].shape[:-1], port.features))
             steps[number].memory = out.data_ptr()
             results.append(out)
         kernels.run_chain(steps, self.features, columns, matrices[0].shape[1] if self._attends else 1)

@@ -38,7 +38,7 @@ class Seen(NamedTuple):
     def random(self) -> Tensor:
         """Normal random numbers, laid out so."""
         extent = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
-        return torch.randn(max(extent, 0)).as_strided(self.shape, self.stride)
+        return torch.randn(max(extent, 0), dtype=torch.float32).as_strided(self.shape, self.stride)
 
 
 class LayerChoice(NamedTuple):

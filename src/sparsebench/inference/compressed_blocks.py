@@ -55,7 +55,7 @@ class CompressedBlocks(NamedTuple):
             SparsebenchError: More than 2^31 - 1 blocks are not zero.
         """
         rows, features = matrix.shape
-        padded = torch.zeros(-(-rows // BLOCK), BLOCK, features)
+        padded = matrix.new_zeros(-(-rows // BLOCK), BLOCK, features)
         padded.flatten(0, 1)[:rows] = matrix.detach()
         by_column = padded.transpose(1, 2)
         kept = CompressedRows.of(by_column.ne(0).any(2).float())
@@ -83,7 +83,7 @@ class CompressedBlocks(NamedTuple):
 
     def dense(self) -> Tensor:
         """The matrix [rows, features] with its zeros."""
-        matrix = torch.zeros(len(self.starts) - 1, self.features, BLOCK)
+        matrix = self.values.new_zeros(len(self.starts) - 1, self.features, BLOCK)
         rows = torch.repeat_interleave(torch.arange(len(matrix)), self.starts.diff())
         matrix[rows, self.columns.long()] = self.values
         return matrix.transpose(1, 2).flatten(0, 1)[: self.rows]

@@ -58,7 +58,7 @@ class CompressedRows(NamedTuple):
 
     def dense(self) -> Tensor:
         """The matrix [rows, features] with its zeros."""
-        matrix = torch.zeros(len(self.starts) - 1, self.features)
+        matrix = self.values.new_zeros(len(self.starts) - 1, self.features)
         rows = torch.repeat_interleave(torch.arange(len(matrix)), self.starts.diff())
         matrix[rows, self.columns.long()] = self.values
         return matrix

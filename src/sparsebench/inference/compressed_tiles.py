@@ -78,7 +78,7 @@ class CompressedTiles(NamedTuple):
         by_place = place.argsort(stable=True)
         number = torch.arange(len(place)) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
         at = (begins[place[by_place] // 2] + number, place[by_place] % 2)
-        values, columns = torch.zeros(int(begins[-1]), 2), torch.full((int(begins[-1]), 2), -1, dtype=torch.int16)
+        values, columns = kept.values.new_zeros(int(begins[-1]), 2), torch.full((int(begins[-1]), 2), -1, dtype=torch.int16)
         values[at] = kept.values[by_place]
         columns[at] = (kept.columns[by_place] % TILE[1]).to(torch.int16)
         # What is multiplied by a zero is what the other row reads.
@@ -104,7 +104,7 @@ class CompressedTiles(NamedTuple):
         pair = torch.repeat_interleave(torch.arange(pairs), steps)
         tile = pair.unsqueeze(1) // (TILE[0] // 2)
         row = tile // max(across, 1) * TILE[0] + order[pair]
-        matrix = torch.zeros(-(-self.rows // TILE[0]) * TILE[0], self.features)
+        matrix = self.values.new_zeros(-(-self.rows // TILE[0]) * TILE[0], self.features)
         matrix.index_put_((row, tile % max(across, 1) * TILE[1] + self.columns), self.values, accumulate=True)
         return matrix[: self.rows]
 

@@ -164,9 +164,9 @@ class SparseConvolution(nn.Module):
             if sizes[-1] < 1:
                 raise SparsebenchError(f"a sparse convolution got an input of shape {tuple(x.shape)}: smaller than its kernel")
         if x.stride(1) == 1 and x.shape[2:].numel() > 1:
-            out = torch.empty(len(x), *sizes, self.outputs).movedim(-1, 1)
+            out = x.new_empty(len(x), *sizes, self.outputs).movedim(-1, 1)
         else:
-            out = torch.empty(len(x), self.outputs, *sizes)
+            out = x.new_empty(len(x), self.outputs, *sizes)
         wanted = (out.dtype, out.shape, out.stride())
         return offered if offered is not None and (offered.dtype, offered.shape, offered.stride()) == wanted else out
 

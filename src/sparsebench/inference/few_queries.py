@@ -85,7 +85,7 @@ def _fits(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = Non
 
 def _attend(kernels: Kernels, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
     sequences, heads, queries, depth = query.shape
-    out = torch.empty(sequences, queries, heads, depth).transpose(1, 2)
+    out = query.new_empty(sequences, queries, heads, depth).transpose(1, 2)
     kernels.attend(
         Attention(
             sequences,
@@ -163,7 +163,8 @@ def _computes_it(code: fx.GraphModule, depth: int, masked: bool) -> bool:
     """Whether code computes attention, whatever the sizes."""
     generator = torch.Generator().manual_seed(0)
     for sequences, heads, queries, read in _TRIALS:
-        query, keys, values = (torch.randn(sequences, heads, n, depth, generator=generator) for n in (queries, read, read))
+        shapes = [(sequences, heads, positions, depth) for positions in (queries, read, read)]
+        query, keys, values = (torch.randn(shape, generator=generator, dtype=torch.float32) for shape in shapes)
         mask = torch.rand(sequences, 1, 1, read, generator=generator) > 0.5 if masked else None
         if mask is not None:
             mask[..., 0] = True

@@ -117,6 +117,6 @@ class SparseLinear(SparseWeight):
         if x.dim() == 0 or x.shape[-1] != self.inputs:
             raise SparsebenchError(f"a sparse linear layer got an input of shape {tuple(x.shape)}: expected [..., {self.inputs}]")
         flat = x.reshape(-1, self.inputs)
-        out = torch.empty(len(flat), self.outputs)
+        out = flat.new_empty(len(flat), self.outputs)
         self.multiply(flat.unsqueeze(2), out.unsqueeze(2))
         return out.view(*x.shape[:-1], self.outputs)
