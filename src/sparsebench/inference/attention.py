@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-__all__ = ["attention_by_torch", "self_attention", "with_self_attention"]
+__all__ = ["attention_by_torch", "computes", "self_attention", "with_self_attention"]
 
 _VIEWS = {"contiguous", "flatten", "permute", "reshape", "swapaxes", "transpose", "unflatten", "view"}
 # Sentences and positions on which code must compute attention to be taken for it, and how near, relative to the largest output.
@@ -151,16 +151,19 @@ def _computes_it(found: _Found, values: Mapping[fx.Node, Any]) -> bool:
         # One tensor may be read as several.
         given = dict(zip(found.sources, matrices, strict=True))
         masks = [] if mask is None else [mask]
-        try:
-            computed = code(*given.values(), *masks, *inputs)
-            first, second, third = (given[source] for source in found.sources)
-            expected = self_attention(first, second, third, mask, found.heads)
-            if computed.shape != expected.shape or not (computed - expected).abs().max() <= _NEAR * expected.abs().max():
-                return False
-        except Exception:
-            # Whatever the code makes of another shape.
+        first, second, third = (given[source] for source in found.sources)
+        if not computes(code, (*given.values(), *masks, *inputs), self_attention(first, second, third, mask, found.heads)):
             return False
     return True
+
+
+def computes(code: Callable[..., Tensor], given: Sequence[Tensor], expected: Tensor) -> bool:
+    """Whether code gives nearly what is expected; it does not where it fails, whatever it makes of another shape."""
+    try:
+        computed = code(*given)
+        return computed.shape == expected.shape and bool((computed - expected).abs().max() <= _NEAR * expected.abs().max())
+    except Exception:
+        return False
 
 
 def _part(

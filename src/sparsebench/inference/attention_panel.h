@@ -39,6 +39,13 @@ INLINE VECTOR NAME(exponential)(VECTOR x)
     return (VECTOR)((INTEGERS)(y * (VECTOR)power) & ~tiny);
 }
 
+/* The greater one of each two numbers; the second where the first is none. */
+INLINE VECTOR NAME(greater)(VECTOR a, VECTOR b)
+{
+    const INTEGERS above = a > b;
+    return (VECTOR)(((INTEGERS)a & above) | ((INTEGERS)b & ~above));
+}
+
 /* One head of one sequence: `vectors` vectors of its queries, which begin at `begins` in the rows of the panel. */
 INLINE void NAME(attend_to)(
     const struct step *s, const float *queries, const float *keys, const float *values, const uint8_t *mask, int64_t length, float *to,
@@ -55,8 +62,7 @@ INLINE void NAME(attend_to)(
             if (mask && !mask[j]) continue;
             for (int v = 0; v < vectors; ++v) {
                 const VECTOR score = sums[i][v] * (float)s->scale;
-                const INTEGERS above = score > most[v];
-                most[v] = (VECTOR)(((INTEGERS)score & above) | ((INTEGERS)most[v] & ~above));
+                most[v] = NAME(greater)(score, most[v]);
                 weights[j][v] = score;
             }
         }

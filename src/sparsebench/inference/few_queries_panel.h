@@ -21,13 +21,6 @@ INLINE VECTOR NAME(scores_of)(const float *query, const float *keys, int64_t pit
     return square[0];
 }
 
-/* The greater one of each two numbers; the second where the first is none. */
-INLINE VECTOR NAME(greater)(VECTOR a, VECTOR b)
-{
-    const INTEGERS above = a > b;
-    return (VECTOR)(((INTEGERS)a & above) | ((INTEGERS)b & ~above));
-}
-
 /* Scores become the weights of keys, times what is returned: one divided by their sum, zero where no key may be read. */
 INLINE VECTOR NAME(weights_of)(float *scores, int64_t keys, const uint8_t *mask)
 {
