@@ -1,15 +1,25 @@
 """How the sparsity is shared among layers."""
 
 import math
+from functools import partial
 
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from masked_oracle import erdos_renyi_kernel
+from torch import nn
 
 import sparsebench
 from sparsebench.errors import SparsebenchError
-from sparsebench.sparsifiers.masked.allocation import ErdosRenyiKernel, Global, LayerMap, Uniform, allocation_by_name
+from sparsebench.sparsifiers.masked.allocation import (
+    ErdosRenyiKernel,
+    Global,
+    LayerMap,
+    Uniform,
+    UniformDenseFirst,
+    allocation_by_name,
+)
 
 shapes_of_models = st.lists(st.lists(st.integers(1, 60), min_size=2, max_size=4), min_size=1, max_size=6).map(
     lambda shapes: {f"layer{i}.weight": tuple(shape) for i, shape in enumerate(shapes)}
@@ -48,6 +58,27 @@ def test_uniform_gives_each_layer_a_group_and_global_one_for_all():
     assert (group.names, group.sparsity) == (("a.weight", "b.weight"), 0.7)
 
 
+@settings(max_examples=200, deadline=None)
+@given(shapes_of_models, sparsities)
+def test_uniform_with_a_dense_first_layer_meets_the_target_or_says_what_is_possible(shapes, sparsity):
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    possible = sum(sizes[1:]) / sum(sizes)
+    assume(abs(sparsity - possible) > 1e-9 or sparsity == 0.0)
+    if sparsity > possible:
+        with pytest.raises(SparsebenchError, match=r"^allocation='uniform-dense-first': .*'layer0.weight'") as caught:
+            UniformDenseFirst(sparsity).groups(shapes)
+        assert f"at most {possible:.4g} is possible" in str(caught.value)
+        return
+    first, *others = final(UniformDenseFirst(sparsity), shapes).values()
+    assert first == 0.0
+    assert others == [pytest.approx(sparsity * sum(sizes) / max(sum(sizes[1:]), 1))] * len(others)
+    assert sum(map(math.prod, zip(sizes[1:], others, strict=True))) == pytest.approx(sparsity * sum(sizes), abs=1e-6)
+
+
+def test_a_first_layer_that_takes_all_that_is_kept_stays_dense_and_the_others_are_empty():
+    assert final(UniformDenseFirst(0.7), {"a": (3, 1), "b": (7, 1)}) == {"a": 0.0, "b": 1.0}
+
+
 def test_the_first_matching_pattern_of_a_map_counts():
     shapes = {"stem.weight": (2, 2), "block.0.weight": (2, 2), "block.1.weight": (2, 2), "head.weight": (2, 2)}
     allocation = LayerMap(0.9, {"stem": 0.0, "block.1.weight": 0.3, "block.*": 0.5})
@@ -65,7 +96,7 @@ def test_a_map_pattern_that_matches_nothing_is_an_error_naming_it():
 
 
 @pytest.mark.parametrize("sparsity", [1.2, -0.1, float("nan"), "0.9", True, None])
-@pytest.mark.parametrize("allocation", ["uniform", "global", "erdos-renyi-kernel", {"head": 0.5}])
+@pytest.mark.parametrize("allocation", ["uniform", "uniform-dense-first", "global", "erdos-renyi-kernel", {"head": 0.5}])
 def test_a_sparsity_out_of_range_is_an_error_naming_it(sparsity, allocation):
     with pytest.raises(SparsebenchError, match=r"^sparsity=.*expected a fraction of the weights in \[0, 1\]") as caught:
         sparsebench.magnitude_pruning(sparsity=sparsity, begin=0, end=1, frequency=1, allocation=allocation)
@@ -79,5 +110,32 @@ def test_a_sparsity_out_of_range_in_a_map_is_an_error_naming_its_pattern():
 
 @pytest.mark.parametrize("allocation", ["erk", "", None, 3, ["uniform"]])
 def test_an_unknown_allocation_is_an_error_that_lists_the_known_ones(allocation):
-    with pytest.raises(SparsebenchError, match=r"allocation=.*expected 'uniform', 'global', 'erdos-renyi-kernel', or a map"):
+    known = "'uniform', 'uniform-dense-first', 'global', 'erdos-renyi-kernel', or a map"
+    with pytest.raises(SparsebenchError, match=f"allocation=.*expected {known}"):
         sparsebench.magnitude_pruning(sparsity=0.9, begin=0, end=1, frequency=1, allocation=allocation)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        partial(sparsebench.magnitude_pruning, begin=0, end=2, frequency=1),
+        partial(sparsebench.static_sparse_training, seed=3),
+        partial(sparsebench.rigl, begin=1, end=2, frequency=1, seed=3),
+    ],
+    ids=["magnitude", "static", "rigl"],
+)
+def test_a_first_layer_that_stays_dense_is_dense_throughout_and_the_network_has_the_sparsity_asked_for(method):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(9, 20), nn.ReLU(), nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4))
+    sparsifier = method(sparsity=0.6, allocation="uniform-dense-first")
+    sparsifier.prepare(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    for _ in range(4):
+        optimizer.zero_grad()
+        model(torch.randn(8, 9)).square().sum().backward()
+        optimizer.step()
+        assert sparsifier.masks()["0.weight"].all()
+    dropped = {name: int((~mask).sum()) for name, mask in sparsifier.masks().items()}
+    # 0.6 x 900 of all weights are 540 of the 720 that are not the first layer's: three quarters of each.
+    assert dropped == {"0.weight": 0, "2.weight": 450, "4.weight": 90}

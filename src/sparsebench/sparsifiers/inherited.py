@@ -88,7 +88,7 @@ def iterative_magnitude(
     inherited: Inherited,
     *,
     sparsity: float,
-    allocation: Literal["uniform", "global", "erdos-renyi-kernel"] = "global",
+    allocation: Literal["uniform", "uniform-dense-first", "global", "erdos-renyi-kernel"] = "global",
     rewind_to: Steps = 0,
 ) -> MaskedSparsifier:
     """One round of iterative magnitude pruning: drop the smallest weights of the round before, go back, train again.
@@ -98,7 +98,7 @@ def iterative_magnitude(
     Args:
         inherited: The network of the round before; the weights of its `network` are set.
         sparsity: The sparsity of this round, of all weights, in [0, 1).
-        allocation: "global" (all layers in one ranking), "uniform" or "erdos-renyi-kernel".
+        allocation: "global" (all layers in one ranking), "uniform", "uniform-dense-first" or "erdos-renyi-kernel".
         rewind_to: The step whose weights are gone back to; 0 for the initial ones.
     """
     before = copy.deepcopy(inherited.network)

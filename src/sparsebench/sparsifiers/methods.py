@@ -66,8 +66,9 @@ def magnitude_pruning(
         begin: First update, in steps.
         end: Last update, in steps, at least `begin`.
         frequency: Steps between updates, at least 1.
-        allocation: "uniform" (every layer alike), "global" (one ranking over all layers), "erdos-renyi-kernel", or a map from
-            layer pattern to sparsity, `sparsity` holding for the rest.
+        allocation: "uniform" (every layer alike), "uniform-dense-first" (every layer alike except the first one, which stays
+            dense), "global" (one ranking over all layers), "erdos-renyi-kernel", or a map from layer pattern to sparsity,
+            `sparsity` holding for the rest.
         policy: "returning" (the paper's) or "gone" (a dropped weight is lost; needs no memory for dropped values).
         initial_sparsity: Sparsity at `begin`, in [0, 1].
         structure: What is kept or dropped together, by its mean score: "element" (single weights), "block:4x4" (outputs x

@@ -115,7 +115,8 @@ def rigl(
         end: Last update, in steps, at least `begin`; the authors': three quarters of the training.
         frequency: Steps between updates, at least 1; the authors': 100.
         drop_fraction: Fraction of a layer's kept weights that move at an update, in [0, 1], before annealing (alpha).
-        allocation: "erdos-renyi-kernel" or "uniform" are the authors'; also as in `magnitude_pruning`.
+        allocation: "erdos-renyi-kernel" or "uniform-dense-first" (their "uniform") are the authors'; also as in
+            `magnitude_pruning`.
         structure: As in `magnitude_pruning`; no n:m.
         layers: As in `magnitude_pruning`.
         seed: Seed of the first masks.

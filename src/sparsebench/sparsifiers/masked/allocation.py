@@ -15,7 +15,7 @@ from typing import Protocol
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.layer_types import matrix_names
 
-__all__ = ["Allocation", "ErdosRenyiKernel", "Global", "Group", "LayerMap", "Uniform", "allocation_by_name"]
+__all__ = ["Allocation", "ErdosRenyiKernel", "Global", "Group", "LayerMap", "Uniform", "UniformDenseFirst", "allocation_by_name"]
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -51,6 +51,37 @@ class Uniform:
     def groups(self, shapes: Shapes) -> list[Group]:
         """One group for each tensor."""
         return [Group((name,), self.sparsity) for name in shapes]
+
+
+@dataclass(frozen=True)
+class UniformDenseFirst:
+    """The first layer dense, the others alike, as "uniform" of Evci et al. (2020, RigL, arXiv 1911.11134, section 3).
+
+    The first layer is the first in the model's order. The others bear its part too, so that the whole network has the sparsity
+    asked for; where the authors give them that sparsity itself, the whole network has a little less.
+    """
+
+    sparsity: float
+
+    def __post_init__(self) -> None:
+        _check_sparsity("sparsity", self.sparsity)
+
+    def groups(self, shapes: Shapes) -> list[Group]:
+        """One group for each tensor.
+
+        Raises:
+            SparsebenchError: The first layer is larger than what is kept of the whole network.
+        """
+        weights = {name: math.prod(shape) for name, shape in shapes.items()}
+        first = next(iter(shapes), "")
+        others = sum(weights.values()) - weights.get(first, 0)
+        share = self.sparsity * sum(weights.values()) / max(others, 1e-300)
+        if share > 1.0 + 1e-12:
+            raise SparsebenchError(
+                f"allocation='uniform-dense-first': sparsity={self.sparsity!r} keeps fewer weights than the first layer has, "
+                f"{first!r}; at most {others / sum(weights.values()):.4g} is possible"
+            )
+        return [Group((name,), 0.0 if name == first else min(share, 1.0)) for name in shapes]
 
 
 @dataclass(frozen=True)
@@ -128,8 +159,9 @@ class LayerMap:
         ]
 
 
-NAMED: Mapping[str, type[Uniform] | type[Global] | type[ErdosRenyiKernel]] = {
+NAMED: Mapping[str, type[Uniform] | type[UniformDenseFirst] | type[Global] | type[ErdosRenyiKernel]] = {
     "uniform": Uniform,
+    "uniform-dense-first": UniformDenseFirst,
     "global": Global,
     "erdos-renyi-kernel": ErdosRenyiKernel,
 }
@@ -139,7 +171,7 @@ def allocation_by_name(allocation: str | Mapping[str, float], sparsity: float) -
     """The allocation that a method's argument means.
 
     Args:
-        allocation: "uniform", "global", "erdos-renyi-kernel", or a map from layer pattern to sparsity.
+        allocation: "uniform", "uniform-dense-first", "global", "erdos-renyi-kernel", or a map from layer pattern to sparsity.
         sparsity: The target, in [0, 1].
 
     Raises:
