@@ -74,7 +74,13 @@ _HOMES = {
 }
 
 
+# Parts that are used by their own names, `sparsebench.inference.compile_sparse` say.
+_PARTS = ("accounting", "inference", "storage")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return importlib.import_module(f"sparsebench.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'sparsebench' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

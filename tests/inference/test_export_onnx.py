@@ -211,8 +211,8 @@ def test_several_outputs_and_keyword_arguments(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "module"),
     [
-        (sparsebench.variational_dropout(penalty=1.0, end=10), "StochasticLinear"),
-        (sparsebench.l0_regularization(penalty=1.0, end=10), "StochasticLinear"),
+        (sparsebench.variational_dropout(penalty=1.0), "StochasticLinear"),
+        (sparsebench.l0_regularization(penalty=1.0), "StochasticLinear"),
     ],
     ids=["variational dropout", "L0"],
 )

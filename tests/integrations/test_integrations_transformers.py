@@ -97,7 +97,7 @@ def test_peers_row_20_one_line_makes_the_model_of_a_trainer_sparse(method, tmp_p
     if method not in STOCHASTIC:
         assert sparsifier.sparsity == pytest.approx(0.8, abs=0.005)
         assert dropped_are_zero(trainer.model, sparsifier)
-        assert logged[0] == 0.0
+        assert (logged[0] == 0.0) == (method not in ("rigl", "snfs")), "these are sparse from the first step on"
         assert logged == sorted(logged)
     model = sparsifier.finalize()
     assert model is trainer.model
@@ -273,7 +273,8 @@ def test_the_best_model_comes_with_its_masks(tmp_path):
     assert sparsifier.step == 4
     assert 0.0 < sparsifier.sparsity < 0.8
     assert dropped_are_zero(trainer.model, sparsifier)
-    sparsifier.finalize()
+    with pytest.warns(UserWarning, match=r"^finalize\(\) after step 4 of a schedule that arrives at step 9"):
+        sparsifier.finalize()
 
 
 def test_the_best_model_without_its_masks_is_refused_before_training(tmp_path):
@@ -355,7 +356,7 @@ def test_training_goes_on_in_a_second_call(tmp_path):
 
 
 def test_layers_stay_converted_for_stochastic_methods_until_finalize(tmp_path):
-    trainer, sparsifier = trainer_for("variational-dropout", tmp_path, max_steps=2)
+    trainer, sparsifier = trainer_for("variational-dropout", tmp_path, max_steps=8)
     trainer.train()
     for point in sparsifier.points():
         with point:

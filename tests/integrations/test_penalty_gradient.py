@@ -220,7 +220,8 @@ def test_a_sparsifier_is_prepared_once(method):
     names = [name for name, _ in model.named_parameters()]
     connection.prepare(model)
     assert [name for name, _ in model.named_parameters()] == names
-    sparsifier.finalize()
+    with pytest.warns(UserWarning, match=r"^finalize\(\) after step 0 of a schedule"):
+        sparsifier.finalize()
     connection.prepare(model)
     assert {type(layer) for layer in model} == {nn.Linear}, "a finalized network is not made sparse anew"
 

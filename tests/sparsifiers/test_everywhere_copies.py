@@ -93,8 +93,17 @@ def test_an_averaged_copy_is_sparse_once_masks_are_applied(method, averaging):
         if name in masks:
             assert not bool((parameter.detach()[~masks[name]] != 0).any())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    averaged.eval()
-    assert averaged(batch(0)[0]).shape == (8, 3)
+    # What becomes of the copy is an ordinary network; of a copy of the model itself, what becomes of the model.
+    ordinary = network(seed=5)
+    assert sparsifier.finalize_copy(averaged.module) is averaged.module
+    ordinary.load_state_dict(averaged.module.state_dict())
+    assert_same_weights(ordinary, averaged.module)
+    twin = sparsifier.finalize_copy(copy.deepcopy(model))
+    (first, *_) = sparsifier.points()
+    with first:
+        torch.testing.assert_close(twin(batch(0)[0]), model.eval()(batch(0)[0]), rtol=0.0, atol=0.0)
+    model.train()
+    assert [type(layer) for layer in twin.modules()] == [type(layer) for layer in ordinary.modules()]
     # The original trains on.
     train(model, sparsifier, optimizer, range(9, 11))
     assert sparsifier.step == 11

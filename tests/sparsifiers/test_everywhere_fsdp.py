@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from everywhere_networks import (
+    AT_ONCE,
     MASKED,
     STOCHASTIC,
     assert_same_weights,
@@ -26,6 +27,9 @@ from sparsebench.sparsifiers.masked.sharded import all_rows, local_rows, sharded
 fsdp = pytest.importorskip("torch.distributed.fsdp", reason="needs a torch with fully_shard")
 if not hasattr(fsdp, "fully_shard"):
     pytest.skip("needs torch 2.6 for torch.distributed.fsdp.fully_shard", allow_module_level=True)
+
+# What drops and keeps single weights by a schedule alone.
+SHARDABLE = MASKED | {name: AT_ONCE[name] for name in ("one-shot", "static")}
 
 
 class ShardedEngine:
@@ -116,9 +120,9 @@ def sharded_training(rank):
 
 
 def fully_sharded(rank):
-    """What comes of the methods themselves under `fully_shard`: a message, or sparsity and gathered share of zeros."""
+    """What comes of the methods themselves under `fully_shard`: a message, or sparsity, gathered weights and masks."""
     results = {}
-    for method, make in (MASKED | STOCHASTIC).items():
+    for method, make in (SHARDABLE | STOCHASTIC).items():
         model = network()
         sparsifier = make()
         try:
@@ -131,7 +135,6 @@ def fully_sharded(rank):
                 optimizer.zero_grad()
                 (loss_of(model, images, targets, seed=rank) + sparsifier.penalty()).backward()
                 optimizer.step()
-            whole = {name: dict(model.named_parameters())[name].full_tensor().detach() for name in sparsifier.masks()}
             state = sparsifier.state_dict()
             (point,) = sparsifier.points()
             # Another sparsifier of the same sharded model takes up the state, and says the same in turn.
@@ -144,11 +147,14 @@ def fully_sharded(rank):
             same = all(
                 torch.equal(value, again[part][name]) for part in ("masks", "aside") for name, value in state[part].items()
             )
-            results[method] = (point.sparsity, whole, sparsifier.masks(), same)
+            masks = sparsifier.masks()
+            sparsifier.finalize()
+            whole = {name: parameter.full_tensor().detach() for name, parameter in model.named_parameters()}
+            results[method] = (point.sparsity, whole, masks, same)
             if rank == 1:
-                dict(model.named_parameters())["mixing.weight"].detach().to_local().view(-1)[0] = torch.nan
+                dict(other_model.named_parameters())["mixing.weight"].detach().to_local().view(-1)[0] = torch.nan
             try:
-                sparsifier.finalize()
+                other.finalize()
             except SparsebenchError as error:
                 results[f"{method}, NaN"] = str(error)
         except SparsebenchError as error:
@@ -184,10 +190,11 @@ def test_peers_row_12_sharded_training_equals_one_process(under_fsdp):
             assert sparsebench.freeze_masks(other).sparsity == pytest.approx(sparsifier.sparsity)
 
 
-@pytest.mark.parametrize("method", MASKED)
-def test_peers_row_12_masked_methods_work_on_sharded_weights(method, under_fsdp):
+@pytest.mark.parametrize("method", SHARDABLE)
+def test_peers_row_12_masked_methods_train_and_finalize_sharded_weights_as_whole_ones(method, under_fsdp):
     model, one, optimizer = start(method, momentum)
     train(model, one, optimizer, range(9))
+    final = dict(one.finalize().named_parameters())
     for _, results in under_fsdp:
         sparsity, weights, masks, state_is_taken_up = results[method]
         assert state_is_taken_up
@@ -195,9 +202,12 @@ def test_peers_row_12_masked_methods_work_on_sharded_weights(method, under_fsdp)
         for name, mask in one.masks().items():
             assert torch.equal(masks[name], mask), name
             assert torch.equal(weights[name] != 0, mask), name
+        assert weights.keys() == final.keys()
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, final[name].detach(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", MASKED)
+@pytest.mark.parametrize("method", SHARDABLE)
 def test_a_nan_in_one_process_stops_all(method, under_fsdp):
     here, there = (results[f"{method}, NaN"] for _, results in under_fsdp)
     assert "another process" in here

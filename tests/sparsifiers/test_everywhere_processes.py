@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import torch
 from everywhere_networks import (
+    AT_ONCE,
     MASKED,
     METHODS,
     STOCHASTIC,
@@ -18,6 +19,8 @@ from everywhere_networks import (
     train,
 )
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from two_processes import in_processes
 
@@ -125,7 +128,7 @@ def disagreements(rank):
         torch.manual_seed(rank)
         sparsifier.prepare(nn.Linear(6, 6))
     try:
-        verify_same_masks(sparsifier.masks())
+        sparsifier.attach(torch.optim.SGD(sparsifier.parameter_groups(lr=0.1)))
     except SparsebenchError as error:
         messages["prepared apart"] = str(error)
     # Frozen zeros are the same everywhere.
@@ -141,19 +144,49 @@ def disagreements(rank):
     return messages
 
 
-def both_parts(rank):
-    return every_method_under_ddp(rank), disagreements(rank)
+def with_zero_redundancy(rank):
+    """Weights of a training whose optimizer state is spread over the processes, momentum of dropped weights with it."""
+    found = {}
+    for method in ("magnitude-returning", "rigl"):
+        model = network(seed=rank)
+        sparsifier = METHODS[method]()
+        sparsifier.prepare(model)
+        wrapped = DistributedDataParallel(model)
+        optimizer = ZeroRedundancyOptimizer(wrapped.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9)
+        sparsifier.attach(optimizer)
+        train_half(wrapped, sparsifier, optimizer, rank, range(STEPS))
+        found[method] = weights(model)
+    return found
+
+
+def with_flat_parameters(rank):
+    """What `attach` says where FSDP1 has made one parameter of all."""
+    messages = []
+    for keep_names in (True, False):
+        model = network()
+        sparsifier = METHODS["magnitude-gone"]()
+        sparsifier.prepare(model)
+        wrapped = FullyShardedDataParallel(model, use_orig_params=keep_names, device_id=torch.device("cpu"))
+        try:
+            sparsifier.attach(momentum(wrapped.parameters()))
+        except SparsebenchError as error:
+            messages.append(str(error))
+    return messages
+
+
+def all_parts(rank):
+    return every_method_under_ddp(rank), disagreements(rank), with_zero_redundancy(rank), with_flat_parameters(rank)
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """What each process found; started once, since starting takes longer than all that they do."""
-    return in_processes(both_parts, tmp_path_factory.mktemp("ddp"))
+    return in_processes(all_parts, tmp_path_factory.mktemp("ddp"))
 
 
 @pytest.fixture(scope="module")
 def under_ddp(two_ranks):
-    return [trained for trained, _ in two_ranks]
+    return [trained for trained, *_ in two_ranks]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -165,7 +198,7 @@ def test_peers_row_11_processes_hold_the_same_masks_after_every_step(method, und
     assert all(torch.equal(value, second["weights"][name]) for name, value in first["weights"].items())
 
 
-@pytest.mark.parametrize("method", MASKED)
+@pytest.mark.parametrize("method", MASKED | AT_ONCE)
 @pytest.mark.parametrize("kind", ["weights", "accumulated"])
 def test_peers_row_11_two_processes_train_as_one_with_the_whole_batch(method, kind, under_ddp):
     model, sparsifier, optimizer = start(method, momentum)
@@ -185,13 +218,14 @@ def test_the_penalty_from_the_hook_is_as_if_in_the_loss_of_every_process(method,
             torch.testing.assert_close(results[method]["hooked"][name], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", MASKED)
+@pytest.mark.parametrize("method", MASKED | AT_ONCE)
 def test_a_state_saved_by_one_process_is_that_of_all(method, under_ddp):
     """PEERS 4 and 11: what the first process saves, a single process takes up."""
     first, second = (results[method]["state"] for results in under_ddp)
     assert first["masks"].keys() == second["masks"].keys()
     assert all(torch.equal(bits, second["masks"][name]) for name, bits in first["masks"].items())
-    assert all(torch.equal(values, second["aside"][name]) for name, values in first["aside"].items())
+    for key in {"aside", "momentum"} & first.keys():
+        assert all(torch.equal(values, second[key][name]) for name, values in first[key].items())
     model, sparsifier, _ = start(method, momentum)
     model.load_state_dict(under_ddp[0][method]["weights"])
     sparsifier.load_state_dict(first)
@@ -201,7 +235,7 @@ def test_a_state_saved_by_one_process_is_that_of_all(method, under_ddp):
 
 def test_peers_row_11_masks_that_differ_are_named_in_every_process(two_ranks):
     """PEERS 6 too: zeros are frozen under DistributedDataParallel."""
-    first, second = (messages for _, messages in two_ranks)
+    first, second = (messages for _, messages, *_ in two_ranks)
     assert first == second
     assert first["same"] is None
     for case, name in {"one bit": "b", "shape": "a", "missing": "b", "additional": "b", "prepared apart": "weight"}.items():
@@ -209,6 +243,21 @@ def test_peers_row_11_masks_that_differ_are_named_in_every_process(two_ranks):
         assert "\n" not in first[case]
     assert first["order"].startswith("processes have the same masks in another order")
     assert first["frozen"] == 6
+
+
+@pytest.mark.parametrize("method", ["magnitude-returning", "rigl"])
+def test_what_a_spread_optimizer_remembers_of_dropped_weights_is_forgotten_where_it_is(method, two_ranks):
+    for trained, _, spread, _ in two_ranks:
+        for name, weight in trained[method]["weights"].items():
+            torch.testing.assert_close(spread[method][name], weight, rtol=0.0, atol=0.0)
+
+
+def test_flat_parameters_are_refused_by_name(two_ranks):
+    for *_, (with_names, flat) in two_ranks:
+        assert with_names.startswith(
+            "'convolution.weight' is part of a flat parameter (FullyShardedDataParallel): use fully_shard"
+        )
+        assert flat.startswith("'convolution.weight' is no longer a parameter of its layer")
 
 
 def test_one_process_has_nothing_to_compare():

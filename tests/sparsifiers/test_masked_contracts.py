@@ -31,7 +31,6 @@ def test_it_is_a_sparsifier_with_one_point_and_no_penalty():
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert sparsifier.penalty().shape == ()
     assert float(sparsifier.penalty()) == 0.0
-    assert sparsifier.target_sparsity == 0.8
 
 
 def test_parameter_groups_hold_every_trainable_parameter_once():
@@ -274,8 +273,22 @@ def test_peers_row_6_frozen_masks_keep_the_zeros_through_fine_tuning(make):
     assert sparsifier.finalize() is again
 
 
-def test_freezing_a_dense_model_drops_nothing():
-    assert sparsebench.freeze_masks(matrices()).sparsity == 0.0
+def test_freezing_keeps_what_is_left_of_the_packed_projections_of_attention():
+    """PEERS 6: query, key and value hold different numbers of zeros."""
+    attention = nn.MultiheadAttention(8, 2)
+    with torch.no_grad():
+        attention.in_proj_weight[:8, :4] = 0.0
+        attention.out_proj.weight[3] = 0.0
+    before = {name: parameter.detach().clone() for name, parameter in attention.named_parameters()}
+    masks = sparsebench.freeze_masks(attention).masks()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in attention.named_parameters())
+    assert masks.keys() == {"in_proj_weight", "out_proj.weight"}
+    assert all(torch.equal(mask, before[name] != 0) for name, mask in masks.items())
+
+
+def test_freezing_a_dense_model_drops_nothing_and_is_warned_of():
+    with pytest.warns(UserWarning, match=r"^freeze_masks\(\): the network has no zeros to keep$"):
+        assert sparsebench.freeze_masks(matrices()).sparsity == 0.0
 
 
 @pytest.mark.parametrize("policy", ["returning", "gone"])

@@ -285,9 +285,7 @@ def replaced(part, name, value):
     ],
 )
 def test_a_damaged_state_is_refused_in_one_line_and_changes_nothing(damage):
-    sparsifier = prepared()
-    model = sparsifier.finalize()
-    state = saved_state()
+    model = classifier()
     # Something is dropped, so that there are values aside.
     source, optimizer, trained = new_run("magnitude-returning", "SGD")
     run(source, optimizer, range(9))

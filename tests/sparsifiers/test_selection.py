@@ -172,13 +172,15 @@ class MyLinear(nn.Linear):
 @pytest.mark.parametrize(("other", "kind"), [(MyLinear(3, 3), "MyLinear"), (nn.Bilinear(2, 2, 2), "Bilinear")])
 def test_layers_of_other_types_stay_dense_and_are_warned_about(other, kind):
     model = nn.ModuleDict({"known": nn.Linear(3, 3), "other": other})
+    nn.init.zeros_(model["known"].weight[0].detach())
     with pytest.warns(UserWarning, match=rf"stay dense, their types are not supported: other \({kind}\)$"):
         freeze_masks(model)
     assert names(model) == ["known.weight"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        freeze_masks(model, "known")  # who chooses knows
-    with pytest.raises(SparsebenchError, match="pattern 'other' matches no layer"):
+        freeze_masks(model, "known")
+    exact = rf"pattern 'other' matches no layer whose exact type is known \('other' is a {kind}\)"
+    with pytest.raises(SparsebenchError, match=exact):
         names(model, "other")
 
 
@@ -223,4 +225,4 @@ def test_weights_computed_from_other_parameters_are_refused_by_name():
     parametrizations.weight_norm(model[1])
     assert names(model) == ["0.weight"]
     with pytest.warns(UserWarning, match=r"stay dense.*1\.parametrizations\.weight"):
-        warn_of_dense(model)
+        warn_of_dense(model, None)

@@ -4,6 +4,7 @@ The oracle writes the formulas out with torch's elementary functions and lets au
 package nothing but torch's default generator, and the order in which layers draw from it.
 """
 
+import contextlib
 import itertools
 import math
 
@@ -187,7 +188,9 @@ def trained_like_the_textbook(make, textbook, thresholds, case):
             with point:
                 close(model(inputs), through(inputs, evaluated))
         first = {name: textbook.evaluated(weights[name], own, thresholds[0]) for name, own in auxiliaries.items()}
-        final = dict(sparsifier.finalize().named_parameters())
+        unfinished = case["penalty"] > 0.0 and case["steps"] < case["end"]
+        with pytest.warns(UserWarning, match="of a schedule that arrives at") if unfinished else contextlib.nullcontext():
+            final = dict(sparsifier.finalize().named_parameters())
         for name, weight in first.items():
             close(final[name].detach(), weight)
             assert torch.equal(final[name] == 0, weight == 0)

@@ -23,6 +23,7 @@ class SparsebenchCallback(Callback):
 
     - `setup`: `sparsifier.prepare(module)`, before `configure_optimizers` and before a checkpoint is loaded.
     - `fit` begins: `attach` to the optimizer that holds the weights.
+    - Before gradients are clipped those of dropped weights become zero, so that norms are those of the sparse network.
     - Every optimizer step: the gradient of the penalty is added after gradients were accumulated, averaged over processes and
       clipped (`gradient_clip_val` bounds the gradient of the loss alone), then the masks follow.
     - Every `log_every_n_steps` steps `sparsity` is logged.
@@ -79,6 +80,10 @@ class SparsebenchCallback(Callback):
                 "sparse from here on, load it with load_from_checkpoint"
             )
         self._trainer_step, self._step = trainer.global_step, self.sparsifier.step
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Take dropped weights out of the gradients, before their norm is clipped."""
+        self.sparsifier.mask_gradients()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the sparsity."""

@@ -38,7 +38,8 @@ class SparsebenchCallback(TrainerCallback):
       (`optimizers=`, with `sparsifier.parameter_groups` say) calls `prepare` before that, as everywhere.
     - `train()` begins: `attach` to the optimizer, inside Accelerate's wrapper; a saved state is taken up.
     - Every optimizer step: the gradient of the penalty is added after gradients were accumulated, averaged over processes and
-      clipped (`max_grad_norm` bounds the gradient of the loss alone), then the masks follow.
+      clipped (`max_grad_norm` bounds the gradient of the loss alone, which counts dropped weights too: the Trainer calls nobody
+      between the two), then the masks follow.
     - Every log: `sparsity` is added, in `trainer.state.log_history` too. Callbacks listed before this one have seen the log then.
     - Every checkpoint: masks, counters and all else that `sparsifier.state_dict()` holds is saved inside `optimizer.pt`, so
       `resume_from_checkpoint` goes on bit for bit.

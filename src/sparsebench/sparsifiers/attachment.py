@@ -1,8 +1,8 @@
-"""The tie between a sparsifier and an optimizer: hooks before and after every step, and nothing else."""
+"""The tie between a sparsifier and its optimizers: hooks before and after every step, and nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -11,9 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from sparsebench.errors import SparsebenchError
 
-__all__ = ["Attachment", "StepArguments", "refuse_wrapped", "unwrap", "with_closure"]
+__all__ = ["Attachment", "Optimizers", "StepArguments", "refuse_wrapped", "unwrap", "with_closure"]
 
 Closure: TypeAlias = Callable[[], Any]
+Optimizers: TypeAlias = torch.optim.Optimizer | Sequence[torch.optim.Optimizer]
+"""The optimizer of a network, or several that share its parameters among them."""
 StepArguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of `optimizer.step`, as its hooks get and may change them."""
 
@@ -23,23 +25,24 @@ def _nothing() -> None:
 
 
 class Attachment:
-    """Hooks on one optimizer.
+    """Hooks on one optimizer, or on several, of which a step is complete once each has made one.
 
     Args:
-        optimizer: A torch optimizer, or a wrapper that holds one as `optimizer` (as Accelerate's does).
-        needed: Parameters that the optimizer must hold, by name.
+        optimizers: A torch optimizer, or a wrapper that holds one as `optimizer` (as Accelerate's does); or several.
+        needed: Parameters that the optimizers must hold, by name.
         after: Called after each completed step; one that GradScaler skips does not count.
-        before: Called before each step, after the gradients were computed.
-        restore: Called before each evaluation of a closure that the optimizer makes inside its step.
-        evaluated: Called after each.
+        before: Called before each step of each optimizer, after the gradients were computed.
+        restore: Called before each evaluation of a closure that an optimizer makes inside its step, and after steps of an
+            optimizer that others have yet to complete.
+        evaluated: Called after each evaluation.
 
     Raises:
-        SparsebenchError: Not an optimizer, or a needed parameter is missing from it.
+        SparsebenchError: Not an optimizer, or a needed parameter is in none.
     """
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        optimizers: Optimizers,
         needed: Mapping[str, nn.Parameter],
         *,
         after: Callable[[], None],
@@ -47,20 +50,23 @@ class Attachment:
         restore: Callable[[], None] = _nothing,
         evaluated: Callable[[], None] = _nothing,
     ) -> None:
-        self.optimizer = unwrap(optimizer)
-        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        self.optimizers = tuple(map(unwrap, optimizers if isinstance(optimizers, Sequence) else [optimizers]))
+        if not self.optimizers:
+            raise SparsebenchError("attach() expects a torch.optim.Optimizer, got none")
+        held = {id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
         missing = [name for name, parameter in needed.items() if id(parameter) not in held]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise SparsebenchError(
                 f"the optimizer does not hold {missing[0]!r}{more}: make it after prepare(), from model.parameters() or "
-                "parameter_groups(), or leave the layer out with layers="
+                "parameter_groups(), attach to all where there are several, or leave the layer out with layers="
             )
         self._before, self._after, self._restore, self._evaluated = before, after, restore, evaluated
-        self._handles: list[RemovableHandle] = [
-            self.optimizer.register_step_pre_hook(self._pre_hook),
-            self.optimizer.register_step_post_hook(self._post_hook),
-        ]
+        self._stepped: set[int] = set()  # identities of those that have made their part of the next step
+        self._handles: list[RemovableHandle] = []
+        for optimizer in self.optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(self._pre_hook))
+            self._handles.append(optimizer.register_step_post_hook(self._post_hook))
 
     def detach(self) -> None:
         """Take the hooks off."""
@@ -78,8 +84,15 @@ class Attachment:
     def _post_hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # GradScaler calls fused optimizers even when it found an infinity; they then do nothing.
         found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not bool(found_inf):
-            self._after()
+        if found_inf is not None and bool(found_inf):
+            return
+        if len(self.optimizers) > 1:
+            self._stepped.add(id(optimizer))
+            if len(self._stepped) < len(self.optimizers):
+                self._restore()
+                return
+            self._stepped.clear()
+        self._after()
 
     def _wrapped(self, closure: Closure) -> Closure:
         def masked() -> Any:
@@ -117,11 +130,13 @@ def unwrap(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Refuse a model that was wrapped for many devices before `prepare`.
+    """Refuse a model that was wrapped for many devices before `prepare`, and what is no model.
 
     Raises:
         SparsebenchError: The model, or a part of it, is wrapped by DistributedDataParallel or FSDP.
     """
+    if not isinstance(model, nn.Module):
+        raise SparsebenchError(f"expected a torch.nn.Module to make sparse, got {type(model).__name__}")
     for name, module in model.named_modules():
         if type(module).__name__ in ("DistributedDataParallel", "FullyShardedDataParallel") or hasattr(module, "unshard"):
             where = f"{name!r}" if name else "the model"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.sparsifiers.attachment import Attachment
+from sparsebench.sparsifiers.attachment import Attachment, Optimizers
 from sparsebench.sparsifiers.saved_state import check_saved_state
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint
 
@@ -39,7 +39,7 @@ class DenseBaseline:
         """Take note of the model."""
         self._model, self._step = model, 0
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+    def attach(self, optimizer: Optimizers) -> None:
         """Count the optimizer's steps."""
         if self._attachment is not None:
             self._attachment.detach()
@@ -68,8 +68,15 @@ class DenseBaseline:
         """No masks."""
         return {}
 
+    def mask_gradients(self) -> None:
+        """Change nothing."""
+
     def apply_masks(self, other: nn.Module) -> None:
         """Change nothing."""
+
+    def finalize_copy(self, other: nn.Module) -> nn.Module:
+        """The other model."""
+        return other
 
     def finalize(self) -> nn.Module:
         """The model."""

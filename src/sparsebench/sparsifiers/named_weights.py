@@ -29,7 +29,8 @@ def check_finite(tensors: Iterable[tuple[str, torch.Tensor]], step: int) -> None
     for name, tensor in named:
         # Finite terms can have an infinite sum.
         if not bool(tensor.isfinite().all()):
-            raise SparsebenchError(f"{name!r} holds a NaN or an infinity after step {step}: the training diverged")
+            when = f"after step {step}: the training diverged" if step else "before the first step"
+            raise SparsebenchError(f"{name!r} holds a NaN or an infinity {when}")
 
 
 def is_sharded(tensor: torch.Tensor) -> bool:
@@ -66,6 +67,8 @@ def zero_dropped(other: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
     parameters = dict(other.named_parameters())
     for name, mask in masks.items():
         if name not in parameters or parameters[name].shape != mask.shape:
-            raise SparsebenchError(f"apply_masks: the other model has no parameter {name!r} of shape {tuple(mask.shape)}")
+            wrapped = any(other_name.endswith(f".{name}") for other_name in parameters)
+            hint = ": give the model inside the wrapper (`.module`, `._orig_mod`)" if wrapped else ""
+            raise SparsebenchError(f"apply_masks: the other model has no parameter {name!r} of shape {tuple(mask.shape)}{hint}")
     for name, mask in masks.items():
         parameters[name].masked_fill_(~mask.to(parameters[name].device), 0.0)

@@ -27,6 +27,9 @@ __all__ = [
     "warn_of_dense",
 ]
 
+# Masks multiply in these.
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 class Holder(NamedTuple):
     """A layer that holds a weight, by its name in the model, and the weight's name in the layer."""
@@ -53,8 +56,12 @@ class SelectedWeight:
         """The parameter, looked up now: wrappers and `load_state_dict(assign=True)` replace parameters."""
         holder = self.holders[0]
         # Where `getattr` looks for it in the end.
-        weight = holder.layer._parameters[holder.weight]
-        assert weight is not None
+        weight = holder.layer._parameters.get(holder.weight)
+        if weight is None:
+            raise SparsebenchError(
+                f"{self.name!r} is no longer a parameter of its layer: something (weight_norm, torch.nn.utils.prune, "
+                "FullyShardedDataParallel) took it away after prepare()"
+            )
         return weight
 
 
@@ -131,8 +138,10 @@ def select_weights(
         The chosen weights; a parameter used by several layers comes once.
 
     Raises:
-        SparsebenchError: A pattern matches no layer, nothing is left, or a weight is not a parameter, or not yet one.
+        SparsebenchError: A pattern matches no layer, nothing is left, or a weight is not a parameter, or not yet one, or of
+            complex numbers or 8 bits; or `layers` is no choice of layers.
     """
+    _check_choice(layers)
     for name, module in model.named_modules():
         if any(isinstance(parameter, UninitializedParameter) for parameter in module.parameters(recurse=False)):
             raise SparsebenchError(f"{name!r} ({type(module).__name__}) has no weights yet: run the model once before prepare()")
@@ -162,7 +171,24 @@ def select_weights(
                 "weight_norm): undo that before prepare(), or leave the layer out with layers="
             )
         selected.append(SelectedWeight(parameter_names[identity], tuple(group)))
+    for weight in selected:
+        if weight.parameter.dtype not in DTYPES:
+            raise SparsebenchError(
+                f"{weight.name!r} has the dtype {weight.parameter.dtype}: expected one of {', '.join(map(str, DTYPES))}; leave "
+                "the layer out with layers="
+            )
     return selected
+
+
+def _check_choice(layers: LayerChoice) -> None:
+    several = isinstance(layers, Sequence) and not isinstance(layers, str)
+    patterns = list(layers) if several else [layers] if isinstance(layers, str) else []  # type: ignore[arg-type]
+    fits = layers is None or patterns or (callable(layers) and not isinstance(layers, type))
+    if not fits or not all(isinstance(pattern, str) for pattern in patterns):
+        raise SparsebenchError(
+            f"layers={layers!r}: expected None, a pattern over names such as 'encoder.*', several of them, or a function of "
+            "(name, module)"
+        )
 
 
 def is_left_out(name: str, module: nn.Module, layers: LayerChoice) -> bool:
@@ -202,7 +228,9 @@ def _chosen(
         if not found and not (pattern in excludes and any(_names(pattern, name) for name, _ in model.named_modules())):
             names = list(dict.fromkeys(holder.name for holder in candidates))
             known = ", ".join(repr(name) for name in names[:8]) + (", ..." if len(names) > 8 else "")
-            raise SparsebenchError(f"layers: pattern {pattern!r} matches no layer; the layers are {known or 'none'}")
+            others = [(name, module) for name, module in model.named_modules() if _names(pattern, name)]
+            why = f" whose exact type is known ({others[0][0]!r} is a {type(others[0][1]).__name__})" if others else ""
+            raise SparsebenchError(f"layers: pattern {pattern!r} matches no layer{why}; the layers are {known or 'none'}")
     chosen = set().union(*(matched[pattern] for pattern in includes)) if includes else default
     # A tied weight that one of its layers excludes is excluded: it cannot be sparse here and dense there.
     return chosen.difference(*(matched[pattern] for pattern in excludes))
@@ -223,13 +251,21 @@ def _names(pattern: str, name: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(f"{name}.weight".lstrip("."), pattern)
 
 
-def warn_of_dense(model: nn.Module, types: Mapping[type[nn.Module], WeightNames] | None = None) -> None:
-    """Name what stays dense by default: a method for "all layers" that silently skips some surprises everybody."""
-    known = (*(layer_types() if types is None else types), nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
+def warn_of_dense(model: nn.Module, layers: LayerChoice, types: Mapping[type[nn.Module], WeightNames] | None = None) -> None:
+    """Name what stays dense though it was chosen: a method for "all layers" that silently skips some surprises everybody."""
+    types = layer_types() if types is None else types
+    known = (*types, nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
+
+    def chosen(name: str, module: nn.Module) -> bool:
+        # A predicate expects what it may choose.
+        return not (callable(layers) and not isinstance(module, tuple(types))) and not is_left_out(name, module, layers)
+
     left = [
         f"{name or 'the model itself'} ({type(module).__name__})"
         for name, module in model.named_modules()
-        if type(module) not in known and any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False))
+        if type(module) not in known
+        and any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False))
+        and chosen(name, module)
     ]
     if left:
         warnings.warn(

@@ -10,6 +10,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import nn
 
+from sparsebench.sparsifiers.attachment import Optimizers
+
 __all__ = ["EvaluationPoint", "LayerChoice", "Sparsifier"]
 
 LayerChoice: TypeAlias = str | Sequence[str] | Callable[[str, nn.Module], bool] | None
@@ -72,13 +74,14 @@ class Sparsifier(Protocol):
                 the method cannot treat.
         """
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Follow the steps of `optimizer` from here on, through its hooks.
+    def attach(self, optimizer: Optimizers) -> None:
+        """Follow the steps of `optimizer` from here on, through its hooks; of several that share the parameters, given as a list.
 
-        The hooks are not part of a copy: after `copy.deepcopy(optimizer)` attach to the copy.
+        With several a step is complete once each has made one. The hooks are not part of a copy: after
+        `copy.deepcopy(optimizer)` attach to the copy.
 
         Raises:
-            SparsebenchError: A parameter that the method needs is not in the optimizer.
+            SparsebenchError: A parameter that the method needs is in none of them.
         """
 
     def parameter_groups(self, lr: float, auxiliary_lr_scale: float = 1.0) -> list[dict[str, Any]]:
@@ -99,11 +102,17 @@ class Sparsifier(Protocol):
     def masks(self) -> dict[str, torch.Tensor]:
         """Bool masks by parameter name, True where a weight is kept."""
 
+    def mask_gradients(self) -> None:
+        """Zero the gradients of dropped weights, before norms are clipped, say; nothing where gradients are those of a loss."""
+
     def apply_masks(self, other: nn.Module) -> None:
         """Zero, in another model with the same parameter names, the weights that are dropped here (an averaged copy, say)."""
 
     def finalize(self) -> nn.Module:
         """End: the model, the same object, with ordinary layers and exact zeros (+0.0)."""
+
+    def finalize_copy(self, other: nn.Module) -> nn.Module:
+        """The same for a copy of the model, an averaged one, say, with its own weights; before `finalize`."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that must be saved beside model and optimizer to go on exactly where this left off."""

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 import torch
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.sparsifiers.keyed_generator import keyed_generator
 from sparsebench.sparsifiers.masked.masks import top_scores
+from sparsebench.sparsifiers.masked.placement import as_spread
 from sparsebench.sparsifiers.masked.scores import LayerState, Score
 from sparsebench.sparsifiers.masked.structures import Element, Structure
 from sparsebench.sparsifiers.selection import WeightMatrix
 
-__all__ = ["best_units", "check_scores", "checked_score", "choose_masks", "kept_units"]
+__all__ = ["best_units", "check_scores", "checked_score", "choose_masks", "kept_units", "scores_of"]
 
 
 def checked_score(score: Score, layer: LayerState, step: int) -> torch.Tensor:
@@ -25,6 +27,27 @@ def checked_score(score: Score, layer: LayerState, step: int) -> torch.Tensor:
     scores = score(layer)
     check_scores(layer.name, scores, layer.weight.shape, f"at step {step}")
     return scores
+
+
+def scores_of(
+    score: Score, matrices: Sequence[WeightMatrix], masks: Sequence[torch.Tensor], seed: int, step: int
+) -> list[torch.Tensor]:
+    """The scores of weights as they are, with their masks.
+
+    Raises:
+        SparsebenchError: As `check_scores`.
+    """
+    layers = [
+        LayerState(
+            matrix.name,
+            matrix.tensor.detach(),
+            as_spread(mask, matrix.tensor),
+            matrix.gradient,
+            keyed_generator(seed, step, matrix.name),
+        )
+        for matrix, mask in zip(matrices, masks, strict=True)
+    ]
+    return [checked_score(score, layer, step) for layer in layers]
 
 
 def check_scores(name: str, scores: object, shape: Sequence[int], when: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -10,21 +11,22 @@ import torch
 from torch import nn
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
-from sparsebench.sparsifiers.keyed_generator import keyed_generator
+from sparsebench.sparsifiers.attachment import Attachment, Optimizers, refuse_wrapped
+from sparsebench.sparsifiers.distributed import verify_same_masks
 from sparsebench.sparsifiers.masked.allocation import Allocation, Group
-from sparsebench.sparsifiers.masked.choice import checked_score, choose_masks
+from sparsebench.sparsifiers.masked.choice import choose_masks, scores_of
 from sparsebench.sparsifiers.masked.masked_weights import MaskedWeights
 from sparsebench.sparsifiers.masked.movement import Movement
 from sparsebench.sparsifiers.masked.optimizer_state import treats_weights_alone
-from sparsebench.sparsifiers.masked.placement import as_spread, refuse_unshardable
+from sparsebench.sparsifiers.masked.placement import refuse_meta, refuse_unshardable
 from sparsebench.sparsifiers.masked.regrowth import Regrowth
 from sparsebench.sparsifiers.masked.saved_masks import read_masks, write_masks
 from sparsebench.sparsifiers.masked.schedules import Schedule
-from sparsebench.sparsifiers.masked.scores import LayerState, Score, of_weight_alone, random
+from sparsebench.sparsifiers.masked.scores import Score, of_weight_alone, random
 from sparsebench.sparsifiers.masked.structures import Element, Structure, all_but
 from sparsebench.sparsifiers.masked.trained_network import warn_of_random_masks
 from sparsebench.sparsifiers.named_weights import dropped_fraction, zero_dropped
+from sparsebench.sparsifiers.reminders import warn_of_unfinished
 from sparsebench.sparsifiers.saved_state import check_saved_state, describe
 from sparsebench.sparsifiers.selection import WeightMatrix, by_parameter, matrices_of, select_weights, warn_of_dense
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
@@ -113,11 +115,6 @@ class MaskedSparsifier:
         return self._step
 
     @property
-    def target_sparsity(self) -> float:
-        """The sparsity that the schedule ends at."""
-        return self._allocation.sparsity
-
-    @property
     def sparsity(self) -> float:
         """Fraction in [0, 1] of the chosen weights that the masks drop now."""
         self._prepared()
@@ -126,10 +123,7 @@ class MaskedSparsifier:
     def keep_byte_masks(self) -> MaskedSparsifier:
         """Hold masks in a byte for each weight from here on, not in the weight's dtype: less memory, and slower products.
 
-        Nothing else changes. Before or after `prepare`.
-
-        Returns:
-            This sparsifier.
+        Nothing else changes. Before or after `prepare`. Returns this sparsifier.
 
         Example:
             >>> from sparsebench import magnitude_pruning
@@ -149,8 +143,7 @@ class MaskedSparsifier:
         refuse_wrapped(model)
         self._detach()
         matrices = matrices_of(select_weights(model, self._layers))
-        if self._layers is None:
-            warn_of_dense(model)
+        warn_of_dense(model, self._layers)
         self._groups = self._allocation.groups(_shapes(matrices))
         by_name = {matrix.name: matrix for matrix in matrices}
         for group in self._groups:
@@ -161,16 +154,17 @@ class MaskedSparsifier:
         self._weights = MaskedWeights(matrices, self._policy == "returning", self._as_bytes)
         self._movement = Movement(self._regrowth, self._structure, matrices, self._seed) if self._regrowth else None
         if self._schedule.updates_at(0):
+            refuse_meta(matrices)
             self._update()
             if self._score is random:
                 warn_of_random_masks(model, self.sparsity)
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Follow the steps of `optimizer`; an earlier optimizer is let go of.
+    def attach(self, optimizer: Optimizers) -> None:
+        """Follow the steps of an optimizer, or of several; earlier ones are let go of.
 
         Raises:
-            SparsebenchError: A chosen weight is not in the optimizer, or weights are spread over processes (FSDP2) and the method
-                needs more than the rows of one.
+            SparsebenchError: A chosen weight is in none, or weights are spread over processes (FSDP2) and the method needs more
+                than the rows of one, or processes have chosen different masks in `prepare`.
         """
         self._prepared()
         needed = {matrix.weight.name: matrix.weight.parameter for matrix in self._weights.matrices}
@@ -185,9 +179,12 @@ class MaskedSparsifier:
             evaluated=self.mask_gradients,
         )
         self._detach()
-        self._attachment, self._alone = attachment, treats_weights_alone(attachment.optimizer)
+        self._attachment, self._alone = attachment, all(map(treats_weights_alone, attachment.optimizers))
         self._busy_at = 0
         self._weights.place()
+        if self._step == 0 and self._schedule.updates_at(0) and not self._weights.spread:
+            # Chosen before a wrapper made the weights the same everywhere; later ones are chosen from weights that are.
+            verify_same_masks(self.masks())
 
     def parameter_groups(self, lr: float, auxiliary_lr_scale: float = 1.0) -> list[dict[str, Any]]:
         """One group with all trainable parameters: masked methods have none of their own."""
@@ -250,14 +247,23 @@ class MaskedSparsifier:
     def finalize(self) -> nn.Module:
         """Let go of the optimizer and turn every zero into +0.0; the model is an ordinary sparse network from here on.
 
+        Where the schedule is not at its end it warns: `attach` was forgotten, or the training shorter than planned.
+
         Raises:
             SparsebenchError: A dropped weight is not zero, or a weight is not finite.
         """
         self._check_zeros()
+        if any(self._schedule.sparsity(self._step, group.sparsity) < group.sparsity for group in self._groups):
+            warn_of_unfinished(self._step, self._schedule.ramp.end, f"the sparsity is {self.sparsity:.3f}")
         self._detach()
         for weight in self._weights.weights():
             weight.add_(0.0)
         return self._prepared()
+
+    def finalize_copy(self, other: nn.Module) -> nn.Module:
+        """The same as `apply_masks`: layers are ordinary ones all along."""
+        self.apply_masks(other)
+        return other
 
     def state_dict(self) -> dict[str, Any]:
         """Step, masks (a bit for each weight), values kept aside, and a description of method, model and schedule.
@@ -289,8 +295,7 @@ class MaskedSparsifier:
 
     def _take_gradients(self) -> None:
         if self._movement is not None:
-            optimizer = self._attachment.optimizer if self._attachment else None
-            self._movement.take(self._weights.masks, self._step + 1, optimizer)
+            self._movement.take(self._weights.masks, self._step + 1, self._optimizers())
 
     def _before_step(self) -> None:
         # What is here is paid for in every step, of small networks too, and by a processor that has just done something else.
@@ -336,7 +341,10 @@ class MaskedSparsifier:
         self._install([chosen[matrix.name] for matrix in self._weights.matrices])
 
     def _install(self, chosen: Sequence[torch.Tensor]) -> None:
-        self._weights.install(chosen, self._attachment.optimizer if self._attachment else None)
+        self._weights.install(chosen, self._optimizers())
+
+    def _optimizers(self) -> Sequence[torch.optim.Optimizer]:
+        return self._attachment.optimizers if self._attachment else ()
 
     def _choose(self, group: Group, positions: Sequence[int]) -> dict[str, torch.Tensor]:
         """Masks for the tensors that share a budget."""
@@ -345,25 +353,16 @@ class MaskedSparsifier:
         sparsity = self._schedule.sparsity(self._step, group.sparsity)
         candidates = masks if self._policy == "gone" else None
         key = of_weight_alone(self._score)
+        scores = functools.partial(scores_of, self._score, matrices, masks, self._seed, self._step)
         if self._weights.spread:
             from sparsebench.sparsifiers.masked.sharded import choose_sharded_masks
 
-            kept = choose_sharded_masks(matrices, self._scores(matrices, masks), candidates, sparsity)
+            kept = choose_sharded_masks(matrices, scores(), candidates, sparsity)
         elif key is not None and isinstance(self._structure, Element):
             kept = all_but([matrix.tensor for matrix in matrices], candidates, sparsity, key)
         else:
-            kept = choose_masks(self._structure, matrices, self._scores(matrices, masks), candidates, sparsity)
+            kept = choose_masks(self._structure, matrices, scores(), candidates, sparsity)
         return {matrix.name: mask for matrix, mask in zip(matrices, kept, strict=True)}
-
-    def _scores(self, matrices: Sequence[WeightMatrix], masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return [
-            checked_score(self._score, self._layer_state(matrix, mask), self._step)
-            for matrix, mask in zip(matrices, masks, strict=True)
-        ]
-
-    def _layer_state(self, matrix: WeightMatrix, mask: torch.Tensor) -> LayerState:
-        generator = keyed_generator(self._seed, self._step, matrix.name)
-        return LayerState(matrix.name, matrix.tensor.detach(), as_spread(mask, matrix.tensor), matrix.gradient, generator)
 
     def _check_zeros(self) -> None:
         self._prepared()

@@ -62,6 +62,11 @@ class MaskedWeights:
     def place(self) -> None:
         """Masks, and values kept aside, go where the weights have gone since."""
         tensors = [matrix.tensor for matrix in self.matrices]
+        # Masks of a network that was prepared without memory (the meta device) are full.
+        self.masks = [
+            torch.ones_like(local(weight), dtype=mask.dtype, requires_grad=False) if mask.is_meta and not weight.is_meta else mask
+            for mask, weight in zip(self.masks, tensors, strict=True)
+        ]
         dtypes = [torch.uint8 if self._as_bytes else weight.dtype for weight in tensors]
         self.masks = [place(*each) for each in zip(self.masks, tensors, dtypes, strict=True)]
         if self.aside is not None:
@@ -87,14 +92,18 @@ class MaskedWeights:
         """Zero the dropped weights."""
         # Every step of every network comes here. A small one's is over in two milliseconds, and has left the processor's caches
         # full of other things: each object that is touched on the way costs more than it seems to alone.
-        for parameters, name, address, numbers, mask in self._products:
-            if parameters[name].data_ptr() != address:  # type: ignore[union-attr]
-                self.place()
-                break
-            numbers.mul_(mask)
-        else:
-            if self._products:
-                return
+        try:
+            for parameters, name, address, numbers, mask in self._products:
+                if parameters[name].data_ptr() != address:  # type: ignore[union-attr]
+                    break
+                numbers.mul_(mask)
+            else:
+                if self._products:
+                    return
+        except KeyError:  # the layer has it no more, of which `place` complains
+            pass
+        if self._products:
+            self.place()
         with torch.no_grad():
             multiply(self.weights(), self.masks)
 
@@ -110,18 +119,19 @@ class MaskedWeights:
             torch._foreach_add_(self.weights(), self.aside)
 
     @torch.no_grad()
-    def install(self, chosen: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer | None) -> None:
-        """Go over to other masks, bool: zero what they drop, and let the optimizer forget what changed."""
+    def install(self, chosen: Sequence[torch.Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Go over to other masks, bool: zero what they drop, and let the optimizers forget what changed."""
         # In place wherever the weights are as they were: new memory costs more than the arithmetic.
         self.place()
         # Bytes convert ten times faster than bools.
         news = [new.view(torch.uint8) for new in chosen]
-        if optimizer is not None:
+        if optimizers:
             for mask, new in zip(self.masks, news, strict=True):
                 mask.mul_(new if mask.dtype == new.dtype else torch.empty_like(mask).copy_(new))
             stays = by_parameter(self.matrices, self.masks)
             parameters = {matrix.weight.name: matrix.weight.parameter for matrix in self.matrices}
-            clean_optimizer_state(optimizer, list(parameters.values()), list(stays.values()))
+            for optimizer in optimizers:
+                clean_optimizer_state(optimizer, list(parameters.values()), list(stays.values()))
         for mask, new in zip(self.masks, news, strict=True):
             mask.copy_(new)
         self._kept = None

@@ -45,7 +45,7 @@ class Movement:
         self._chosen: dict[int, torch.Tensor] | None = None
 
     @torch.no_grad()
-    def take(self, masks: Sequence[torch.Tensor], step: int, optimizer: torch.optim.Optimizer | None) -> None:
+    def take(self, masks: Sequence[torch.Tensor], step: int, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """Take from the dense gradients what the step that completes `step` steps needs of them.
 
         Gradients that were masked since they were taken are not looked at again; new ones (of a later evaluation of a closure, or
@@ -57,7 +57,8 @@ class Movement:
             return
         self.forget()
         self._taken = True
-        scale = getattr(optimizer, "grad_scale", None)
+        scales = (getattr(optimizer, "grad_scale", None) for optimizer in optimizers)
+        scale = next((scale for scale in scales if scale is not None), None)
         gradients = [_dense(matrix.gradient) for matrix in self._weights]
         try:
             if self.momentum is not None and self._regrowth.momentum is not None:

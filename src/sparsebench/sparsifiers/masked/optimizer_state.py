@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,23 +50,36 @@ def clean_optimizer_state(
 ) -> None:
     """Set an optimizer's memory of single weights to what it is before their first step.
 
-    Entries of a weight's state that have its shape are cleaned element by element. State that is shared between weights (the rows
-    and columns of Adafactor) stays. LBFGS, whose memory is one history over all weights, begins its history anew.
+    Entries of a weight's state that have its shape are cleaned element by element, those of optimizers inside it too (of
+    ZeroRedundancyOptimizer the inner one remembers, and of this process's weights alone). State that is shared between weights
+    (the rows and columns of Adafactor) stays. LBFGS, whose memory is one history over all weights, begins its history anew.
 
     Args:
-        optimizer: Any torch optimizer.
+        optimizer: Any torch optimizer; weights that it does not hold are passed over.
         parameters: The weights, as in the optimizer.
         keep: For each weight a tensor of its shape (of this process's rows, where it is spread over processes) and dtype, or of
             bytes: 1 where the memory stays, 0 where it is cleaned.
     """
-    if isinstance(optimizer, torch.optim.LBFGS):
-        optimizer.state.clear()
-        return
-    options = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    for parameter, kept in zip(parameters, keep, strict=True):
-        for name, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim() > 0:
-                _clean(local(value), kept, _beginning(optimizer, options[id(parameter)], name))
+    for own in _with_inner(optimizer):
+        if isinstance(own, torch.optim.LBFGS):
+            own.state.clear()
+            continue
+        options = {id(p): group for group in own.param_groups for p in group["params"]}
+        for parameter, kept in zip(parameters, keep, strict=True):
+            for name, value in own.state.get(parameter, {}).items():
+                if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.dim() > 0:
+                    _clean(local(value), kept, _beginning(own, options[id(parameter)], name))
+
+
+def _with_inner(optimizer: torch.optim.Optimizer) -> Iterator[torch.optim.Optimizer]:
+    """An optimizer, and those that it holds, each state once: some share theirs."""
+    waiting, seen = [optimizer], set[int]()
+    while waiting:
+        own = waiting.pop()
+        if id(own.state) not in seen:
+            seen.add(id(own.state))
+            yield own
+            waiting += [value for value in vars(own).values() if isinstance(value, torch.optim.Optimizer)]
 
 
 def _beginning(optimizer: torch.optim.Optimizer, options: dict[str, Any], name: str) -> float:

@@ -11,7 +11,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.named_weights import is_sharded
 from sparsebench.sparsifiers.selection import WeightMatrix
 
-__all__ = ["agree", "any_sharded", "as_spread", "local", "place", "refuse_unshardable", "whole"]
+__all__ = ["agree", "any_sharded", "as_spread", "local", "place", "refuse_meta", "refuse_unshardable", "whole"]
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -84,6 +84,20 @@ def agree(check: Callable[[], None], matrices: Sequence[WeightMatrix]) -> None:
         raise problem
 
 
+def refuse_meta(matrices: Sequence[WeightMatrix]) -> None:
+    """Refuse weights without memory (the meta device), of which nothing can be chosen yet.
+
+    Raises:
+        SparsebenchError: There are some.
+    """
+    for matrix in matrices:
+        if matrix.weight.parameter.is_meta:
+            raise SparsebenchError(
+                f"{matrix.weight.name!r} is on the meta device, and this method chooses masks in prepare(): give the network its "
+                "weights first (to_empty), or begin after step 0"
+            )
+
+
 def refuse_unshardable(matrices: Sequence[WeightMatrix], plain: bool) -> None:
     """Refuse what cannot be done with the rows of one process.
 
@@ -92,10 +106,14 @@ def refuse_unshardable(matrices: Sequence[WeightMatrix], plain: bool) -> None:
         plain: Whether single weights are kept or dropped, by a schedule alone.
 
     Raises:
-        SparsebenchError: Weights are spread over processes and the method needs more, or they hold several matrices; in every
-            process.
+        SparsebenchError: Weights are spread over processes and the method needs more, or they hold several matrices, or are
+            flattened; in every process.
     """
     for matrix in matrices:
+        if getattr(matrix.weight.parameter, "_fsdp_flattened", False):  # what FSDP1 marks its own with
+            raise SparsebenchError(
+                f"{matrix.weight.name!r} is part of a flat parameter (FullyShardedDataParallel): use fully_shard (FSDP2)"
+            )
         if is_sharded(matrix.weight.parameter) and (matrix.count > 1 or not plain):
             what = "packed projections of attention" if matrix.count > 1 else "structures and regrowth"
             raise SparsebenchError(

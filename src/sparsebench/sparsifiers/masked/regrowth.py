@@ -97,7 +97,7 @@ class Regrowth:
                 f"schedule: regrowth keeps the sparsity; expected one_shot(), not updates until {schedule.end}"
             )
         if isinstance(structure, NOfM):
-            raise SparsebenchError("structure: an n:m pattern leaves no place to move to; expected elements, blocks or channels")
+            raise SparsebenchError("structure: masks of an n:m pattern do not move; expected elements, blocks or channels")
         if self.shares is not None and not isinstance(structure, Element):
             raise SparsebenchError("structure: units of different layers are not alike; sharing among layers expects elements")
 

@@ -13,14 +13,16 @@ import torch
 from torch import nn
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.sparsifiers.attachment import Attachment, refuse_wrapped
+from sparsebench.sparsifiers.attachment import Attachment, Optimizers, refuse_wrapped
 from sparsebench.sparsifiers.keyed_generator import keyed_generator
 from sparsebench.sparsifiers.named_weights import check_finite, dropped_fraction, zero_dropped
 from sparsebench.sparsifiers.ramp import Ramp
+from sparsebench.sparsifiers.reminders import warn_of_missing_penalty, warn_of_unfinished
 from sparsebench.sparsifiers.saved_state import check_saved_state, describe
 from sparsebench.sparsifiers.selection import SelectedWeight, select_weights, warn_of_dense
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
 from sparsebench.sparsifiers.stochastic.distribution import Distribution
+from sparsebench.sparsifiers.stochastic.folding import fold, fold_copy
 from sparsebench.sparsifiers.stochastic.layers import (
     Activity,
     auxiliary_name,
@@ -39,7 +41,10 @@ from sparsebench.sparsifiers.stochastic.summed_divergence import summed_divergen
 
 __all__ = ["StochasticSparsifier"]
 
-BYPASSED = "something reads its weights without calling it, or it is not used; leave it out with layers="
+BYPASSED = (
+    "something reads its weights without calling it, it is not used or not in every step (stochastic depth), or the model is in "
+    "eval() mode; leave it out with layers="
+)
 
 
 class StochasticSparsifier:
@@ -83,6 +88,8 @@ class StochasticSparsifier:
         self._model: nn.Module | None = None
         self._selected: list[SelectedWeight] = []
         self._attachment: Attachment | None = None
+        # Whether the penalty was asked for since the last step, and whether that was found missing once.
+        self._asked = self._reminded = False
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of an optimizer has no hooks, so a copy of its sparsifier is attached to nothing.
@@ -111,8 +118,7 @@ class StochasticSparsifier:
         selected = select_weights(model, self._layers, convertible_types())
         refuse_weight_readers(model, selected, self._layers)
         refuse_foreign_users(model, selected)
-        if self._layers is None:
-            warn_of_dense(model, convertible_types())
+        warn_of_dense(model, self._layers, convertible_types())
         for weight in selected:
             for holder in weight.holders:
                 refuse_unconvertible(holder.name, holder.layer)
@@ -124,12 +130,11 @@ class StochasticSparsifier:
                 convert(holder.layer, self._distribution, holder.weight, auxiliary)
         self._selected, self._model, self._step = selected, model, 0
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Follow the steps of `optimizer`; an earlier optimizer is let go of.
+    def attach(self, optimizer: Optimizers) -> None:
+        """Follow the steps of an optimizer, or of several; earlier ones are let go of.
 
         Raises:
-            SparsebenchError: A chosen weight or its auxiliary parameter is not in the optimizer, or weights are spread over
-                processes (FSDP2).
+            SparsebenchError: A chosen weight or its auxiliary parameter is in none, or weights are spread over processes (FSDP2).
         """
         self._prepared()
         needed = {selected.name: selected.parameter for selected in self._selected}
@@ -140,9 +145,8 @@ class StochasticSparsifier:
             self._attachment.detach()
         self._attachment = attachment
         identities = {id(parameter) for parameter in auxiliary.values()}
-        if any(
-            g.get("weight_decay") and any(id(p) in identities for p in g["params"]) for g in attachment.optimizer.param_groups
-        ):
+        groups = [group for own in attachment.optimizers for group in own.param_groups]
+        if any(group.get("weight_decay") and any(id(p) in identities for p in group["params"]) for group in groups):
             warnings.warn(
                 f"weight decay pulls {self._distribution.parameter} towards 0, which changes the method: make the optimizer from "
                 "parameter_groups(), which leaves it out",
@@ -164,6 +168,7 @@ class StochasticSparsifier:
     def penalty(self) -> torch.Tensor:
         """The summed divergence times the penalty's weight at this step, a scalar to add to the loss."""
         self._prepared()
+        self._asked = True
         weight = self._penalty * self._ramp.progress(self._step)
         if weight == 0.0:
             return torch.zeros((), device=self._selected[0].parameter.device)
@@ -203,6 +208,9 @@ class StochasticSparsifier:
         at = self._threshold(threshold)
         return {s.name: self._distribution.kept(s.parameter, self._auxiliary(s), at) for s in self._selected}
 
+    def mask_gradients(self) -> None:
+        """Nothing: no weight is dropped while the network trains."""
+
     def apply_masks(self, other: nn.Module) -> None:
         """Zero in another model of the same parameter names what is dropped here, at the first threshold.
 
@@ -215,6 +223,8 @@ class StochasticSparsifier:
     def finalize(self, threshold: float | None = None) -> nn.Module:
         """Fold a threshold into the weights for good and make the layers ordinary ones again.
 
+        Where the penalty has not its full weight yet it warns, as where `attach` was forgotten.
+
         Args:
             threshold: Log-alpha threshold; the first of the method's where None.
 
@@ -226,6 +236,8 @@ class StochasticSparsifier:
         at = self._threshold(threshold)
         self._refuse_inside_point("finalize()")
         self._check_finite()
+        if self._penalty > 0.0 and self._ramp.remaining(self._step) > 0.0:
+            warn_of_unfinished(self._step, self._ramp.end, f"the penalty has {self._ramp.progress(self._step):.3f} of its weight")
         self._fold(at)
         if self._attachment is not None:
             self._attachment.detach()
@@ -234,6 +246,23 @@ class StochasticSparsifier:
             restore(layer)
         self._selected, self._model = [], None
         return model
+
+    @torch.no_grad()
+    def finalize_copy(self, other: nn.Module) -> nn.Module:
+        """Make of a copy of the model, an averaged one, say, what `finalize` makes of the model: ordinary layers, exact zeros.
+
+        Its weights are its own, with its own auxiliary parameters; what is dropped is what the model drops now, at the first
+        threshold. Call it before `finalize`.
+
+        Args:
+            other: A model with the same converted layers.
+
+        Raises:
+            SparsebenchError: It has other layers; nothing is changed then.
+        """
+        self._refuse_inside_point("finalize_copy()")
+        fold_copy(other, self._distribution, self._selected, self.masks())
+        return other
 
     def state_dict(self) -> dict[str, Any]:
         """The step, and a description of method, model and schedule; all else is in the model's own state."""
@@ -254,6 +283,10 @@ class StochasticSparsifier:
     def _after_step(self) -> None:
         self._refuse_inside_point("optimizer.step()")
         self._step += 1
+        if not (self._asked or self._reminded) and self._penalty * self._ramp.progress(self._step - 1) > 0.0:
+            self._reminded = True
+            warn_of_missing_penalty(self._step)
+        self._asked = False
         activities = list(self._activities())
         idle = [name for name, activity in activities if not activity.trained]
         if idle:
@@ -292,10 +325,7 @@ class StochasticSparsifier:
     def _fold(self, threshold: float | None) -> None:
         for selected in self._selected:
             weight, auxiliary = selected.parameter, self._auxiliary(selected)
-            kept = self._distribution.kept(weight, auxiliary, threshold)
-            weight.copy_(self._distribution.mean_weight(weight, auxiliary).masked_fill(~kept, 0.0))
-            # A kept weight may be -0.0.
-            weight.add_(0.0)
+            fold(self._distribution, weight, auxiliary, self._distribution.kept(weight, auxiliary, threshold))
 
     def _refuse_inside_point(self, what: str) -> None:
         if any(activity.folded for _, activity in self._activities()):
@@ -349,7 +379,7 @@ class StochasticSparsifier:
 
     def _prepared(self) -> nn.Module:
         if self._model is None:
-            raise SparsebenchError("call prepare(model) first")
+            raise SparsebenchError("call prepare(model) first; finalize() has ended it, where it was called")
         return self._model
 
 
