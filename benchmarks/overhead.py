@@ -60,7 +60,8 @@ class Measurement:
         except TrialError as problem:
             print(f"{section} {network} {' '.join(arguments)}: {problem}", file=sys.stderr)
             found = {"failed": str(problem)}
-        self.record.setdefault(section, {}).setdefault(network, {})[" ".join(arguments)] = found
+        held, name = self.record.setdefault(section, {}).setdefault(network, {}), " ".join(arguments)
+        held[f"{name} again" if name in held else name] = found
         return None if "failed" in found else found
 
     def steps(self, network: str, methods: list[str], repetitions: int, seconds: float) -> Iterator[str]:
@@ -110,12 +111,13 @@ class Measurement:
         """One mask update by itself."""
         rows = []
         # RigL chooses by gradients, which an update by itself does not have.
-        for method in MASKED[:-1]:
+        for method in [*MASKED[:-1], MASKED[0]]:
             arguments = (UPDATED, f"--method={method}", f"--repetitions={repetitions}")
             found, memory = self.trial("update", *arguments), self.trial("update-memory", *arguments)
             if found is not None and memory is not None:
                 extra = [f"{memory[part]:.2f}" for part in ("extra_first", "extra", "held_first")]
-                rows.append([method, f"{found['weights']:,}", milliseconds(found["update"]), *extra])
+                title = f"{method}, again (A/A control)" if any(row[0] == method for row in rows) else method
+                rows.append([title, f"{found['weights']:,}", milliseconds(found["update"]), *extra])
         yield "\n### One mask update\n"
         yield table(["", "weights", "ms", "peak extra memory, first", "later", "kept after"], rows)
 

@@ -125,6 +125,17 @@ def test_clipping_bounds_the_gradient_of_the_loss_alone(tmp_path):
         torch.testing.assert_close(layer.log_alpha.detach(), old - gradient)
 
 
+def test_dropped_weights_do_not_count_in_the_norm_that_is_clipped(tmp_path):
+    sparsifier = sparsebench.static_sparse_training(sparsity=0.9, allocation="uniform")
+    model = Tiny()
+    sparsifier.prepare(model)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    model.configure_optimizers = lambda: torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer_for(tmp_path, [SparsebenchCallback(sparsifier)], steps=1, gradient_clip_val=1e-3).fit(model)
+    moved = sum(float((p.detach() - old).square().sum()) for p, old in zip(model.parameters(), before, strict=True)) ** 0.5
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+
+
 @every_method
 def test_peers_row_7_a_resumed_training_goes_on_bit_for_bit(method, tmp_path):
     """PEERS 4 and 7: masks, schedule and counters are in ModelCheckpoint's own files."""

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from sparsebench.sparsifiers.at_initialization import Beginning
 from sparsebench.sparsifiers.registry import METHODS
-from sparsebench.training.config import goes_on
+from sparsebench.training.arguments import BEGINNING
+from sparsebench.training.config import goes_on, method_arguments
 
 __all__ = ["LEARNING", "arguments_of", "every_method"]
 
@@ -17,6 +19,9 @@ LEARNED = {"penalty": 1e-7, "begin": 0, "end": 1}
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "dense": {},
     "static": SPARSITY,
+    "snip": SPARSITY,
+    "grasp": SPARSITY,
+    "synflow": SPARSITY,
     "magnitude-one-shot": SPARSITY | {"step": 1},
     "variational-dropout": LEARNED | {"thresholds": [0.0]},
     "l0": LEARNED,
@@ -26,6 +31,7 @@ LEARNING = ("variational-dropout", "l0")
 every_method = pytest.mark.parametrize("method", [method.name for method in METHODS if not goes_on(method)])
 
 
-def arguments_of(method: str) -> dict[str, Any]:
-    """What a registered method is built with."""
-    return ARGUMENTS.get(method, GRADUAL | ({"structure": "block:4x4"} if method.endswith("structured") else {}))
+def arguments_of(method: str, beginning: Beginning) -> dict[str, Any]:
+    """What a registered method is built with, the loss and first batches included where it looks at them."""
+    arguments = ARGUMENTS.get(method, GRADUAL | ({"structure": "block:4x4"} if method.endswith("structured") else {}))
+    return arguments | ({BEGINNING: beginning} if BEGINNING in method_arguments(METHODS.get(method)) else {})

@@ -14,6 +14,7 @@ from sparsebench.accounting import report
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.sparsifiers.registry import METHODS
 from sparsebench.training.config import resolve
+from sparsebench.training.first_batches import FirstBatches
 from sparsebench.training.loop import Progress
 from sparsebench.training.run import train
 from sparsebench.workloads.images.named_sets import images_workload
@@ -45,7 +46,7 @@ def test_resnet_50_takes_steps(folder: Path, method: str) -> None:
     torch.manual_seed(0)
     task = images_workload(f"resnet-50@{folder}")
     model = task.build_model()
-    arguments = arguments_of(method)
+    arguments = arguments_of(method, FirstBatches(task, 0, task.recipe.model_copy(update={"batch_size": BATCH})))
     sparsifier = METHODS.get(method).build(**arguments)
     sparsifier.prepare(model)
     optimizer = torch.optim.SGD(sparsifier.parameter_groups(0.01), 0.01, momentum=0.9, nesterov=True, fused=True)

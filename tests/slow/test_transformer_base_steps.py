@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from method_arguments import LEARNING, arguments_of, every_method
+from torch import nn
 
 from sparsebench.accounting import report
 from sparsebench.sparsifiers.registry import METHODS
@@ -25,12 +26,24 @@ def batch() -> TokenBatch:
     return TokenBatch(source, torch.cat([torch.full((4, 1), BEGIN), expected[:, :-1]], 1), expected)
 
 
+class FirstBatches:
+    """What a method that looks at the first batches is given."""
+
+    def loss(self, model: nn.Module, batch: TokenBatch) -> torch.Tensor:
+        return WMT14_ENDE.loss(model, batch, 0.0)
+
+    def batches(self, count: int) -> list[TokenBatch]:
+        return [batch() for _ in range(count)]
+
+
 @every_method
 def test_base_takes_steps(method: str) -> None:
+    if method == "synflow":
+        pytest.skip("SynFlow gives a network ones for inputs, which tokens cannot be")
     torch.manual_seed(0)
     recipe = WMT14_ENDE.recipe
     model = Transformer(VOCABULARY, SIZES["base"], WMT14_ENDE.dropout)
-    arguments = arguments_of(method)
+    arguments = arguments_of(method, FirstBatches())
     sparsifier = METHODS.get(method).build(**arguments)
     sparsifier.prepare(model)
     groups = sparsifier.parameter_groups(3e-4)

@@ -1,15 +1,18 @@
 """The masks that the named methods choose at once, each against NumPy: that a name means what its summary says."""
 
+import inspect
 import math
 
 import numpy as np
 import pytest
 import torch
 from masked_oracle import dropped_count, erdos_renyi_kernel, highest
-from masked_toys import classifier
+from masked_toys import batch, classifier
 
 import sparsebench
+from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.keyed_generator import keyed_generator
+from sparsebench.sparsifiers.masked.initial_scores import GraSP
 from sparsebench.sparsifiers.registry import METHODS
 
 SPARSITY, SEED = 0.7, 4
@@ -55,7 +58,39 @@ def channels(scores):
     return masks
 
 
+class FirstBatches:
+    """What a run gives the methods that look at its first batches."""
+
+    def loss(self, model, batch):
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    def batches(self, count):
+        return (batch(step) for step in range(count))
+
+
+def first_masks(score, batches=1, **options):
+    """`initialize_masks`, which has oracles of its own, on a network of the same weights."""
+
+    def choose(_):
+        begun = FirstBatches()
+        model = classifier(seed=2)
+        masks = sparsebench.initialize_masks(
+            model, begun.loss, begun.batches(batches), sparsity=SPARSITY, score=score, seed=SEED, **options
+        )
+        return {name: mask.numpy() for name, mask in masks.items()}
+
+    return choose
+
+
+def nothing(weights):
+    return weights
+
+
+BEGUN = {"beginning": FirstBatches(), "seed": SEED}
 CASES = {
+    "snip": (BEGUN | {"batches": 3}, nothing, first_masks("snip", 3)),
+    "grasp": (BEGUN | {"temperature": 2.0}, nothing, first_masks(GraSP(2.0))),
+    "synflow": (BEGUN | {"rounds": 7}, nothing, first_masks("synflow", rounds=7)),
     "random": (AT_ONCE | {"seed": SEED}, draws, uniform),
     "magnitude": (AT_ONCE, magnitudes, uniform),
     "magnitude-global": (AT_ONCE, magnitudes, one_ranking),
@@ -93,6 +128,14 @@ def test_first_masks_of_a_named_method_are_those_of_numpy(name):
     for layer in NAMES:
         np.testing.assert_array_equal(found[layer].numpy(), expected[layer], err_msg=layer)
     assert 0 < sparsifier.sparsity < 1
+
+
+@pytest.mark.parametrize("name", ["snip", "grasp", "synflow"])
+@pytest.mark.parametrize(("argument", "value"), [("rounds", 0), ("rounds", True), ("batches", 0), ("batches", 1.5)])
+def test_numbers_of_batches_and_rounds_are_checked_before_anything_is_looked_at(name, argument, value):
+    if argument in inspect.signature(METHODS.get(name).build).parameters:
+        with pytest.raises(SparsebenchError, match=rf"^{argument}={value!r}: expected an integer of at least 1$"):
+            METHODS.get(name).build(None, sparsity=0.5, **{argument: value})
 
 
 def test_the_lot_falls_on_every_weight_alike():

@@ -29,6 +29,8 @@ TECHNIQUES: dict[str, tuple[str, dict[str, Any]]] = {
     "magnitude, gone": ("magnitude", PRUNING | {"policy": "gone"}),
     "magnitude, global": ("magnitude-global", PRUNING),
     "magnitude, erdos-renyi-kernel": ("magnitude-erk", PRUNING),
+    "snip": ("snip", {"sparsity": 0.9, "batches": 2}),
+    "synflow": ("synflow", {"sparsity": 0.9}),
     "variational dropout": ("variational-dropout", VARIATIONAL),
     "l0": ("l0", GATES),
 }

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from sparsebench.accounting import report
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.registry import METHODS
-from sparsebench.training.config import goes_on
+from sparsebench.training.arguments import BEGINNING
+from sparsebench.training.config import goes_on, method_arguments
 from sparsebench.workloads.translation.decoding import greedy
 from sparsebench.workloads.translation.tokens import BEGIN, END, PADDING
 from sparsebench.workloads.translation.transformer import SIZES, Size, Transformer, attend, sinusoidal_positions
@@ -301,13 +302,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
 GRADUAL = {"sparsity": 0.8, "begin": 0, "end": 2, "frequency": 1}
 
 
+class FirstBatches:
+    """What a method that looks at the first batches is given."""
+
+    def loss(self, model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        source, target = batch
+        return nn.functional.cross_entropy(model(source, target).flatten(0, 1), torch.arange(4, 10))
+
+    def batches(self, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [(sentences([6, 4]), torch.tensor([[BEGIN, 8, 9], [BEGIN, 5, END]]))] * count
+
+
 @pytest.mark.parametrize("method", [method.name for method in METHODS if not goes_on(method)])
 def test_every_method_makes_every_matrix_sparse_the_shared_one_once(method: str) -> None:
     """PEERS 21."""
     torch.manual_seed(0)
     model = Transformer(VOCABULARY, SIZE, dropout=0.1)
     arguments = SETTINGS.get(method, GRADUAL | ({"structure": "block:4x4"} if method.endswith("structured") else {}))
+    if BEGINNING in method_arguments(METHODS.get(method)):
+        arguments = {"sparsity": 0.8, BEGINNING: FirstBatches()}
     sparsifier = METHODS.get(method).build(**arguments)
+    if method == "synflow":
+        with pytest.raises(SparsebenchError, match="synflow gives the model ones for inputs: expected floating-point tensors"):
+            sparsifier.prepare(model)
+        return
     sparsifier.prepare(model)
     optimizer = torch.optim.Adam(sparsifier.parameter_groups(1e-2, 5.0))
     sparsifier.attach(optimizer)

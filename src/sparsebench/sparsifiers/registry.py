@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sparsebench.registry import Registry
-from sparsebench.sparsifiers import inherited, methods, sparse_training
+from sparsebench.sparsifiers import at_initialization, inherited, methods, sparse_training
 from sparsebench.sparsifiers.sparsifier import Sparsifier
 
 __all__ = ["METHODS", "Method"]
@@ -25,7 +25,8 @@ class Method:
         paper: Its source.
         build: Makes the sparsifier from keyword arguments with annotated types; arguments annotated `Steps` and `Penalty` are
             given by studies relative to the training's length and set. An argument `seed` gets the run's seed; one called
-            `inherited` gets the network of the finished run that a run goes on from.
+            `inherited` gets the network of the finished run that a run goes on from, one called `beginning` the run's loss and
+            first batches.
         defaults: Values, as a study would write them, of arguments that a study leaves out.
         revision: Raised when the same arguments begin to mean something else, so that old results are not taken for new ones.
         auxiliary: Whether it learns parameters of its own, which have their own learning rate.
@@ -112,6 +113,24 @@ METHODS: Registry[Method] = Registry(
             "Han et al. 2015, arXiv:1506.02626",
             methods.one_shot_pruning,
             {"step": 0.5},
+        ),
+        Method(
+            "snip",
+            "pruning at initialization: the weights that the first batches' loss depends on most are kept",
+            "Lee et al. 2019, arXiv:1810.02340",
+            at_initialization.snip,
+        ),
+        Method(
+            "grasp",
+            "pruning at initialization: the weights that the gradient's norm grows with most are kept",
+            "Wang et al. 2020, arXiv:2002.07376",
+            at_initialization.grasp,
+        ),
+        Method(
+            "synflow",
+            "pruning at initialization: the weights that most flows through are kept, without data",
+            "Tanaka et al. 2020, arXiv:2006.05467",
+            at_initialization.synflow,
         ),
         Method(
             "static",

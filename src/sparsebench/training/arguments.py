@@ -18,6 +18,7 @@ from sparsebench.sparsifiers.units import STEPS_UNIT, TIMES_ONE_OVER_N_UNIT
 from sparsebench.workloads.workload import Recipe
 
 __all__ = [
+    "BEGINNING",
     "INHERITED",
     "argument_units",
     "checked_argument",
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 INHERITED = "inherited"  # the argument of methods that go on from the network of a finished run
+BEGINNING = "beginning"  # that of methods that look at the first batches
 MOST = 65_536  # so many values are remembered of each kind: a few dozen megabytes
 
 K = TypeVar("K", bound=Hashable)
@@ -50,8 +52,9 @@ def remembered(held: dict[K, V], key: K, make: Callable[[], V]) -> V:
 
 
 def method_parameters(method: Method) -> dict[str, inspect.Parameter]:
-    """The arguments of a method that a study may set: all but the seed and the inherited network, which are the run's."""
-    return {name: parameter for name, parameter in method_arguments(method).items() if name not in ("seed", INHERITED)}
+    """The arguments of a method that a study may set: all but the seed, the inherited network and the batches, the run's own."""
+    own = ("seed", INHERITED, BEGINNING)
+    return {name: parameter for name, parameter in method_arguments(method).items() if name not in own}
 
 
 def method_arguments(method: Method) -> Mapping[str, inspect.Parameter]:

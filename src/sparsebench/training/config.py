@@ -24,6 +24,7 @@ from sparsebench.sparsifiers.registry import METHODS, Method
 from sparsebench.sparsifiers.sparsifier import Sparsifier
 from sparsebench.sparsifiers.units import STEPS_UNIT, TIMES_ONE_OVER_N_UNIT
 from sparsebench.training.arguments import (
+    BEGINNING,
     INHERITED,
     argument_units,
     checked_argument,
@@ -36,6 +37,7 @@ from sparsebench.training.arguments import (
     validated,
 )
 from sparsebench.training.averaging import default_interval
+from sparsebench.training.first_batches import FirstBatches
 from sparsebench.training.times import to_steps
 from sparsebench.workloads.epochs import batches_per_epoch
 from sparsebench.workloads.registry import WORKLOADS
@@ -236,6 +238,8 @@ def build_sparsifier(config: RunConfig, inherited: Inherited | None = None) -> S
         arguments["seed"] = config.seed
     if goes_on(entry):
         arguments[INHERITED] = inherited
+    if BEGINNING in method_arguments(entry):
+        arguments[BEGINNING] = FirstBatches(task, config.seed, config.recipe)
     return entry.build(**arguments)
 
 

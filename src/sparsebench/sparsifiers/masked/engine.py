@@ -22,7 +22,7 @@ from sparsebench.sparsifiers.masked.placement import refuse_meta, refuse_unshard
 from sparsebench.sparsifiers.masked.regrowth import Regrowth
 from sparsebench.sparsifiers.masked.saved_masks import read_masks, write_masks
 from sparsebench.sparsifiers.masked.schedules import Schedule
-from sparsebench.sparsifiers.masked.scores import Score, of_weight_alone, random
+from sparsebench.sparsifiers.masked.scores import LooksAtNetwork, Score, of_weight_alone, random
 from sparsebench.sparsifiers.masked.structures import Element, Structure, all_but
 from sparsebench.sparsifiers.masked.trained_network import warn_of_random_masks
 from sparsebench.sparsifiers.named_weights import dropped_fraction, zero_dropped
@@ -155,6 +155,8 @@ class MaskedSparsifier:
         self._movement = Movement(self._regrowth, self._structure, matrices, self._seed) if self._regrowth else None
         if self._schedule.updates_at(0):
             refuse_meta(matrices)
+            if isinstance(self._score, LooksAtNetwork):
+                self._score.look(model)
             self._update()
             if self._score is random:
                 warn_of_random_masks(model, self.sparsity)
@@ -218,9 +220,9 @@ class MaskedSparsifier:
         yield EvaluationPoint(self.sparsity, None, contextlib.nullcontext)
 
     def masks(self) -> dict[str, torch.Tensor]:
-        """Copies of the masks, bool, by parameter name, True where a weight is kept.
+        """Copies of the masks, bool, by parameter name, True where a weight is kept; whole ones.
 
-        Whole also where weights are spread over processes (FSDP2): there every process must call this, and all that reads masks.
+        Where weights are spread over processes (FSDP2) every process must call this, and all that reads masks.
         """
         self._prepared()
         return by_parameter(self._weights.matrices, [mask.bool() for mask in self._weights.whole_masks()])
@@ -247,7 +249,7 @@ class MaskedSparsifier:
     def finalize(self) -> nn.Module:
         """Let go of the optimizer and turn every zero into +0.0; the model is an ordinary sparse network from here on.
 
-        Where the schedule is not at its end it warns: `attach` was forgotten, or the training shorter than planned.
+        It warns where the schedule is not at its end: `attach` was forgotten, or the training shorter than planned.
 
         Raises:
             SparsebenchError: A dropped weight is not zero, or a weight is not finite.
@@ -261,7 +263,7 @@ class MaskedSparsifier:
         return self._prepared()
 
     def finalize_copy(self, other: nn.Module) -> nn.Module:
-        """The same as `apply_masks`: layers are ordinary ones all along."""
+        """The same as `apply_masks`: layers are ordinary ones."""
         self.apply_masks(other)
         return other
 
@@ -371,8 +373,7 @@ class MaskedSparsifier:
 
     def _description(self) -> dict[str, Any]:
         """Plain values that say which method, model and schedule this is."""
-        # A score may be a callable object, whose type has a name.
-        score = self._score if hasattr(self._score, "__qualname__") else type(self._score)
+        score = self._score if hasattr(self._score, "__qualname__") else type(self._score)  # which has a name
         return {
             "method": "masked",
             "score": f"{score.__module__}.{score.__qualname__}",

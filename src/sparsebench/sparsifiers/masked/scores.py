@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import torch
+from torch import nn
 
-__all__ = ["LayerState", "Score", "gradient_magnitude", "magnitude", "momentum_magnitude", "of_weight_alone", "random"]
+__all__ = [
+    "LayerState",
+    "LooksAtNetwork",
+    "Score",
+    "gradient_magnitude",
+    "magnitude",
+    "momentum_magnitude",
+    "of_weight_alone",
+    "random",
+]
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,14 @@ class LayerState:
 
 
 Score: TypeAlias = Callable[[LayerState], torch.Tensor]
+
+
+@runtime_checkable
+class LooksAtNetwork(Protocol):
+    """A score that looks at the whole network before the first masks are chosen."""
+
+    def look(self, model: nn.Module) -> None:
+        """Look at a network that is about to be prepared, and leave it as it is."""
 
 
 def magnitude(layer: LayerState) -> torch.Tensor:
