@@ -72,6 +72,13 @@ def test_reader_of_the_page_reads_every_coding(tmp_path: Path, read: Read) -> No
         assert found[name].tobytes() == expected.tobytes(), name
 
 
+def test_reader_of_the_page_says_what_it_does_not_know(tmp_path: Path, read: Read) -> None:
+    pytest.importorskip("zstandard", reason="needs pip install sparsebench[storage]")
+    save_compressed(state(), tmp_path / "x", zstd=3)
+    with pytest.raises(AssertionError, match="this reader knows no zstd"):
+        read(tmp_path / "x")
+
+
 @pytest.mark.parametrize("values", [torch.float16, torch.bfloat16], ids=str)
 def test_reader_of_the_page_reads_rounded_values(tmp_path: Path, read: Read, values: torch.dtype) -> None:
     tensors = {name: tensor for name, tensor in state().items() if name.startswith("float")}
