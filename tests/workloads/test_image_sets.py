@@ -4,7 +4,9 @@ import gzip
 import io
 import json
 import pickle
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +20,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.workloads.images.in_memory import InMemoryImages
 from sparsebench.workloads.images.named_sets import images_workload
 from sparsebench.workloads.images.networks import make_network
-from sparsebench.workloads.images.reading import read_splits
+from sparsebench.workloads.images.reading import read_encoded_splits, read_splits
 from sparsebench.workloads.registry import WORKLOADS
 
 RANDOM = np.random.default_rng(0)
@@ -146,6 +148,33 @@ def test_damaged_images_classes_and_labels_are_named(tmp_path: Path) -> None:
         read_splits(write_parquet(tmp_path / "b", np.full(40, 7)))
     with pytest.raises(SparsebenchError, match="holds no training images"):
         read_splits(empty)
+
+
+@pytest.mark.parametrize("read", [read_splits, lambda folder: read_encoded_splits(folder, 4)], ids=["decoded", "encoded"])
+def test_classes_have_the_numbers_of_training_s_folders_in_every_split(tmp_path: Path, read: Any) -> None:
+    folder = write_classes(tmp_path / "set")
+    whole = read(folder)
+    shutil.rmtree(folder / "test" / "class1")
+    part = read(folder)
+    assert part.classes == whole.classes == 4
+    kept = [int(label) for label in whole.test.labels if label != 1]
+    assert [int(label) for label in part.test.labels] == kept
+    (folder / "test" / "class2").rename(folder / "test" / "other")
+    with pytest.raises(SparsebenchError, match=r"test/other is a class that .*train does not have: expected class0, class1"):
+        read(folder)
+
+
+def test_what_other_programs_hide_among_images_is_passed_over(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "set")
+    before = read_splits(folder)
+    for place in (folder / "train", folder / "train" / "class1"):
+        (place / "__MACOSX").mkdir()
+        (place / ".ipynb_checkpoints").mkdir()
+        (place / ".ipynb_checkpoints" / "1-checkpoint.png").write_bytes(png(PIXELS[0]))
+        (place / "._001.png").write_bytes(b"no image")
+    after = read_splits(folder)
+    assert torch.equal(after.training.labels, before.training.labels)
+    assert torch.equal(after.training.pixels, before.training.pixels)
 
 
 def workload(tmp_path: Path) -> InMemoryImages:

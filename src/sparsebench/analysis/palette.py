@@ -42,7 +42,7 @@ BUILT_IN = {
     "snfs": Style("#8a63b0", "octagon"),
     "snip": Style("#5f6caf", "triangle-se"),
     "grasp": Style("#3d8a8a", "triangle-nw"),
-    "synflow": Style("#b36a3c", "hourglass-open"),
+    "synflow": Style("#b36a3c", "diamond-cross"),
     # Of other papers, beside published curves.
     "str": Style("#7d8471", "diamond-wide"),
     "ac/dc": Style("#d17bb0", "star-triangle-up"),

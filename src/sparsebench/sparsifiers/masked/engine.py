@@ -22,7 +22,7 @@ from sparsebench.sparsifiers.masked.placement import refuse_meta, refuse_unshard
 from sparsebench.sparsifiers.masked.regrowth import Regrowth
 from sparsebench.sparsifiers.masked.saved_masks import read_masks, write_masks
 from sparsebench.sparsifiers.masked.schedules import Schedule
-from sparsebench.sparsifiers.masked.scores import LooksAtNetwork, Score, of_weight_alone, random
+from sparsebench.sparsifiers.masked.scores import Score, of_weight_alone, random, show_network
 from sparsebench.sparsifiers.masked.structures import Element, Structure, all_but
 from sparsebench.sparsifiers.masked.trained_network import warn_of_random_masks
 from sparsebench.sparsifiers.named_weights import dropped_fraction, zero_dropped
@@ -155,8 +155,7 @@ class MaskedSparsifier:
         self._movement = Movement(self._regrowth, self._structure, matrices, self._seed) if self._regrowth else None
         if self._schedule.updates_at(0):
             refuse_meta(matrices)
-            if isinstance(self._score, LooksAtNetwork):
-                self._score.look(model)
+            show_network(self._score, model)
             self._update()
             if self._score is random:
                 warn_of_random_masks(model, self.sparsity)

@@ -22,6 +22,7 @@ __all__ = [
     "momentum_magnitude",
     "of_weight_alone",
     "random",
+    "show_network",
 ]
 
 
@@ -61,6 +62,12 @@ class LooksAtNetwork(Protocol):
 
     def look(self, model: nn.Module) -> None:
         """Look at a network that is about to be prepared, and leave it as it is."""
+
+
+def show_network(score: object, model: nn.Module) -> None:
+    """Let a score that looks at whole networks look at one; others see layers alone."""
+    if isinstance(score, LooksAtNetwork):
+        score.look(model)
 
 
 def magnitude(layer: LayerState) -> torch.Tensor:

@@ -80,20 +80,37 @@ def split_folder(folder: Path, split: str) -> Path | None:
 
 
 def folder_images(folder: Path) -> EncodedImages:
-    """A folder that holds one folder of images for each class; classes are numbered in the order of their names.
+    """A folder that holds one folder of images for each class; what other programs hide there is passed over.
+
+    Classes are numbered in the order of their names, those of the folder of training images beside it, whatever split this is:
+    where a class has no test images the others keep their numbers.
 
     Raises:
-        SparsebenchError: There are no classes, or one of them is empty.
+        SparsebenchError: There are no classes, one of them is empty, or there is one that training does not have.
     """
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not classes:
+    places = _class_folders(folder)
+    if not places:
         raise SparsebenchError(f"{folder} has no folders in it: expected one for each class, with its images")
+    training = split_folder(folder.parent, "train") or folder
+    numbers = {place.name: number for number, place in enumerate(_class_folders(training))}
     paths: list[Path] = []
     labels: list[int] = []
-    for label, place in enumerate(classes):
+    for place in places:
+        if place.name not in numbers:
+            raise SparsebenchError(f"{place} is a class that {training} does not have: expected {', '.join(list(numbers)[:8])}")
         files = sorted(path for path in place.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file())
+        files = [path for path in files if not any(map(_is_hidden, path.relative_to(place).parts))]
         if not files:
             raise SparsebenchError(f"{place} is an empty class: put images of it there, or remove the folder")
         paths.extend(files)
-        labels.extend([label] * len(files))
-    return _Files(paths, labels, len(classes), str(folder))
+        labels.extend([numbers[place.name]] * len(files))
+    return _Files(paths, labels, len(numbers), str(folder))
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name))
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether other programs leave files and folders of this name: thumbnails, forks, checkpoints."""
+    return name.startswith(".") or name == "__MACOSX"
