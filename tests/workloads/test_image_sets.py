@@ -164,6 +164,18 @@ def test_classes_have_the_numbers_of_training_s_folders_in_every_split(tmp_path:
         read(folder)
 
 
+def test_grey_images_of_16_bits_become_8_and_numbers_of_32_are_refused(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "set")
+    place = folder / "train" / "class1" / "001.png"
+    wide = PIXELS[1].astype(np.uint16) * 257
+    Image.fromarray(wide).save(place)
+    before = read_splits(write_classes(tmp_path / "plain"))
+    assert torch.equal(read_splits(folder).training.pixels, before.training.pixels)
+    Image.fromarray(wide.astype(np.float32)).save(place.with_suffix(".tiff"))
+    with pytest.raises(SparsebenchError, match=r"001\.tiff has the mode 'F': expected 8 or 16 bits"):
+        read_splits(folder)
+
+
 def test_what_other_programs_hide_among_images_is_passed_over(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "set")
     before = read_splits(folder)

@@ -121,12 +121,14 @@ def test_damaged_files_and_settings_are_named(photographs: Path, monkeypatch: py
         with pytest.raises(SparsebenchError, match=r"2\.jpeg is not a readable image") as caught:
             list(evaluation_batches(read_encoded_splits(photographs, 10).test, SIZE))
         assert "\n" not in str(caught.value)
+        assert "BytesIO" not in str(caught.value)
     monkeypatch.setenv("SPARSEBENCH_LOADER_PROCESSES", "two")
     with pytest.raises(SparsebenchError, match="SPARSEBENCH_LOADER_PROCESSES='two': expected a whole number"):
         loader_processes()
-    (photographs / "val" / "class3").mkdir()
-    with pytest.raises(SparsebenchError, match="class3 is an empty class"):
-        read_encoded_splits(photographs, 10)
-    (photographs / "val" / "class3").rmdir()
+    for split, message in (("val", "val/class3 is a class that .*train does not have"), ("train", "class3 is an empty class")):
+        (photographs / split / "class3").mkdir()
+        with pytest.raises(SparsebenchError, match=message):
+            read_encoded_splits(photographs, 10)
+        (photographs / split / "class3").rmdir()
     with pytest.raises(SparsebenchError, match="has no image of class 3: expected some of all 1000 classes"):
         read_encoded_splits(photographs, 10, 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,14 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         raise SparsebenchError("images in files need Pillow: pip install 'sparsebench[images]'") from error
     try:
         with Image.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+            if image.mode in ("I", "F"):
+                raise SparsebenchError(f"{where} has the mode {image.mode!r}: expected 8 or 16 bits for each channel")
+            if image.mode.startswith("I;16"):
+                pixels = (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)  # 65,535 becomes 255
+            else:
+                pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
+    except SparsebenchError:
+        raise
     except Exception as error:  # each format of Pillow's raises its own
         raise SparsebenchError(f"{where} is not a readable image ({_first_line(error)}): replace or remove it") from error
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
@@ -102,4 +110,5 @@ def check_all_classes(labels: torch.Tensor, classes: int, source: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
+    # Pillow names the bytes by their address.
+    return re.sub(r" <_io\.BytesIO[^>]*>", "", str(error)).strip().partition("\n")[0][:200] or type(error).__name__
