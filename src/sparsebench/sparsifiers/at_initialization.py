@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.masked import initial_scores, schedules
 from sparsebench.sparsifiers.masked.allocation import allocation_by_name
 from sparsebench.sparsifiers.masked.engine import MaskedSparsifier
 from sparsebench.sparsifiers.masked.held_masks import HeldScore, by_matrix
-from sparsebench.sparsifiers.masked.initial_scores import GraSP, InitialScore
-from sparsebench.sparsifiers.masked.initialization import SYNFLOW_ROUNDS, initialize_masks
+from sparsebench.sparsifiers.masked.initial_scores import GraSP
+from sparsebench.sparsifiers.masked.initialization import SYNFLOW_ROUNDS, check_at_least_one, initialize_masks
 from sparsebench.sparsifiers.masked.scores import LayerState
 from sparsebench.sparsifiers.sparsifier import LayerChoice
 
@@ -55,7 +55,7 @@ def snip(
     Raises:
         SparsebenchError: An argument is out of range; the message names it.
     """
-    return _held(_FirstMasks(initial_scores.snip, beginning, batches, rounds, sparsity, allocation, layers, seed))
+    return _holding(beginning, batches, sparsity, allocation, score=initial_scores.snip, rounds=rounds, layers=layers, seed=seed)
 
 
 def grasp(
@@ -84,7 +84,7 @@ def grasp(
     Raises:
         SparsebenchError: An argument is out of range; the message names it.
     """
-    return _held(_FirstMasks(GraSP(temperature), beginning, batches, rounds, sparsity, allocation, layers, seed))
+    return _holding(beginning, batches, sparsity, allocation, score=GraSP(temperature), rounds=rounds, layers=layers, seed=seed)
 
 
 def synflow(
@@ -109,51 +109,39 @@ def synflow(
     Raises:
         SparsebenchError: An argument is out of range; the message names it.
     """
-    return _held(_FirstMasks(initial_scores.synflow, beginning, 1, rounds, sparsity, allocation, layers, seed))
+    return _holding(beginning, 1, sparsity, allocation, score=initial_scores.synflow, rounds=rounds, layers=layers, seed=seed)
 
 
 class _FirstMasks:
-    """The score of weights under masks that are chosen from the whole network when it is prepared: 1 kept, 0 dropped."""
+    """The score of weights under masks that are chosen from the whole network when it is prepared: 1 kept, 0 dropped.
 
-    def __init__(
-        self,
-        score: InitialScore,
-        beginning: Beginning,
-        batches: int,
-        rounds: int,
-        sparsity: float,
-        allocation: str | Mapping[str, float],
-        layers: LayerChoice,
-        seed: int,
-    ) -> None:
-        for name, value in {"batches": batches, "rounds": rounds}.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SparsebenchError(f"{name}={value!r}: expected an integer of at least 1")
-        self._score, self._beginning, self._batches, self._rounds = score, beginning, batches, rounds
-        self.sparsity, self.allocation, self.layers, self._seed = sparsity, allocation, layers, seed
-        self._held = HeldScore({})
+    Args:
+        choose: Gives the masks of a network by parameter name.
+    """
+
+    def __init__(self, choose: Callable[[nn.Module], Mapping[str, torch.Tensor]]) -> None:
+        self._choose, self._held = choose, HeldScore({})
 
     def look(self, model: nn.Module) -> None:
         """Choose the masks."""
-        masks = initialize_masks(
-            model,
-            self._beginning.loss,
-            self._beginning.batches(self._batches),
-            sparsity=self.sparsity,
-            score=self._score,
-            rounds=self._rounds,
-            allocation=self.allocation,
-            layers=self.layers,
-            seed=self._seed,
-        )
-        self._held = HeldScore(by_matrix(masks))
+        self._held = HeldScore(by_matrix(self._choose(model)))
 
     def __call__(self, layer: LayerState) -> torch.Tensor:
         """The score of a layer."""
         return self._held(layer)
 
 
-def _held(score: _FirstMasks) -> MaskedSparsifier:
+def _holding(
+    beginning: Beginning, batches: int, sparsity: float, allocation: str | Mapping[str, float], **options: Any
+) -> MaskedSparsifier:
+    """A sparsifier that holds what `initialize_masks` chooses; options are the rest of its arguments."""
+    for name, value in {"batches": batches, "rounds": options["rounds"]}.items():
+        check_at_least_one(name, value)
+    choose = functools.partial(_masks, beginning, batches, options | {"sparsity": sparsity, "allocation": allocation})
     # As many weights have the score 1 as the allocation keeps.
-    allocation = allocation_by_name(score.allocation, score.sparsity)
-    return MaskedSparsifier(score, allocation, schedules.one_shot(), "gone", layers=score.layers)
+    kept = allocation_by_name(allocation, sparsity)
+    return MaskedSparsifier(_FirstMasks(choose), kept, schedules.one_shot(), "gone", layers=options["layers"])
+
+
+def _masks(beginning: Beginning, batches: int, options: Mapping[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
+    return initialize_masks(model, beginning.loss, beginning.batches(batches), **options)

@@ -12,9 +12,14 @@ from torch import distributed
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.masked.masks import pack
 
-__all__ = ["verify_same_masks"]
+__all__ = ["several_processes", "verify_same_masks"]
 
 T = TypeVar("T")
+
+
+def several_processes(group: distributed.ProcessGroup | None = None) -> bool:
+    """Whether there is a group of processes with more than this one in it."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size(group) > 1
 
 
 def verify_same_masks(masks: Mapping[str, torch.Tensor], group: distributed.ProcessGroup | None = None) -> None:
@@ -33,7 +38,7 @@ def verify_same_masks(masks: Mapping[str, torch.Tensor], group: distributed.Proc
     Example:
         >>> verify_same_masks({"weight": torch.tensor([True, False])})
     """
-    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size(group) == 1:
+    if not several_processes(group):
         return
     digests = {name: _digest(mask) for name, mask in masks.items()}
     total = hashlib.sha256(repr(list(digests.items())).encode()).hexdigest()

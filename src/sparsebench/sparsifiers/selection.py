@@ -181,10 +181,10 @@ def select_weights(
 
 
 def _check_choice(layers: LayerChoice) -> None:
-    several = isinstance(layers, Sequence) and not isinstance(layers, str)
-    patterns = list(layers) if several else [layers] if isinstance(layers, str) else []  # type: ignore[arg-type]
-    fits = layers is None or patterns or (callable(layers) and not isinstance(layers, type))
-    if not fits or not all(isinstance(pattern, str) for pattern in patterns):
+    if layers is None or (callable(layers) and not isinstance(layers, type)):
+        return
+    patterns = [layers] if isinstance(layers, str) else layers
+    if not isinstance(patterns, Sequence) or not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise SparsebenchError(
             f"layers={layers!r}: expected None, a pattern over names such as 'encoder.*', several of them, or a function of "
             "(name, module)"

@@ -12,7 +12,7 @@ from torch import nn
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.attachment import Attachment, Optimizers, refuse_wrapped
-from sparsebench.sparsifiers.distributed import verify_same_masks
+from sparsebench.sparsifiers.distributed import several_processes, verify_same_masks
 from sparsebench.sparsifiers.masked.allocation import Allocation, Group
 from sparsebench.sparsifiers.masked.choice import choose_masks, scores_of
 from sparsebench.sparsifiers.masked.masked_weights import MaskedWeights
@@ -183,7 +183,7 @@ class MaskedSparsifier:
         self._attachment, self._alone = attachment, all(map(treats_weights_alone, attachment.optimizers))
         self._busy_at = 0
         self._weights.place()
-        if self._step == 0 and self._schedule.updates_at(0) and not self._weights.spread:
+        if several_processes() and self._step == 0 and self._schedule.updates_at(0) and not self._weights.spread:
             # Chosen before a wrapper made the weights the same everywhere; later ones are chosen from weights that are.
             verify_same_masks(self.masks())
 
@@ -372,7 +372,8 @@ class MaskedSparsifier:
 
     def _description(self) -> dict[str, Any]:
         """Plain values that say which method, model and schedule this is."""
-        score = self._score if hasattr(self._score, "__qualname__") else type(self._score)  # which has a name
+        # A score may be a callable object, whose type has a name.
+        score = self._score if hasattr(self._score, "__qualname__") else type(self._score)
         return {
             "method": "masked",
             "score": f"{score.__module__}.{score.__qualname__}",

@@ -20,7 +20,7 @@ from sparsebench.sparsifiers.masked.structures import structure_by_name
 from sparsebench.sparsifiers.selection import by_parameter, matrices_of, select_weights
 from sparsebench.sparsifiers.sparsifier import LayerChoice
 
-__all__ = ["initialize_masks"]
+__all__ = ["check_at_least_one", "initialize_masks"]
 
 NAMED: Mapping[str, InitialScore] = {
     "snip": initial_scores.snip,
@@ -134,9 +134,18 @@ def _score(score: str | InitialScore) -> tuple[str, InitialScore]:
 def _rounds(rounds: int | None, name: str) -> int:
     if rounds is None:
         return SYNFLOW_ROUNDS if name == "synflow" else 1
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
-        raise SparsebenchError(f"rounds={rounds!r}: expected an integer of at least 1")
+    check_at_least_one("rounds", rounds)
     return rounds
+
+
+def check_at_least_one(name: str, value: int) -> None:
+    """Refuse what is no number of rounds or batches.
+
+    Raises:
+        SparsebenchError: Not an integer of at least 1; the message names it.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise SparsebenchError(f"{name}={value!r}: expected an integer of at least 1")
 
 
 @contextlib.contextmanager

@@ -95,14 +95,13 @@ class MaskedWeights:
         try:
             for parameters, name, address, numbers, mask in self._products:
                 if parameters[name].data_ptr() != address:  # type: ignore[union-attr]
+                    self.place()
                     break
                 numbers.mul_(mask)
             else:
                 if self._products:
                     return
-        except KeyError:  # the layer has it no more, of which `place` complains
-            pass
-        if self._products:
+        except KeyError:  # the layer has it no more, of which this complains
             self.place()
         with torch.no_grad():
             multiply(self.weights(), self.masks)

@@ -49,16 +49,14 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         raise SparsebenchError("images in files need Pillow: pip install 'sparsebench[images]'") from error
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode in ("I", "F"):
-                raise SparsebenchError(f"{where} has the mode {image.mode!r}: expected 8 or 16 bits for each channel")
-            if image.mode.startswith("I;16"):
-                pixels = (np.asarray(image).astype(np.uint32) // 257).astype(np.uint8)  # 65,535 becomes 255
-            else:
-                pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))
-    except SparsebenchError:
-        raise
+            mode = image.mode
+            pixels = np.asarray(image if mode == "L" or mode.startswith("I;16") else image.convert("RGB"))
     except Exception as error:  # each format of Pillow's raises its own
         raise SparsebenchError(f"{where} is not a readable image ({_first_line(error)}): replace or remove it") from error
+    if mode in ("I", "F"):
+        raise SparsebenchError(f"{where} has the mode {mode!r}: expected 8 or 16 bits for each channel")
+    if pixels.dtype.itemsize == 2:
+        pixels = (pixels // 257).astype(np.uint8)  # 65,535 becomes 255
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
