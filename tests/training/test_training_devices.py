@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sparsebench import cli
 from sparsebench.errors import SparsebenchError
 from sparsebench.storage import load_compressed
-from sparsebench.training.devices import devices, part_of_batch
+from sparsebench.training.devices import devices, launched_processes, part_of_batch
 from sparsebench.workloads.images.digits import DIGITS
 from sparsebench.workloads.images.measures import Images
 from sparsebench.workloads.translation.batches import TokenBatch
@@ -178,3 +178,11 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch,
             devices()
     finally:
         devices.cache_clear()
+
+
+def test_processes_of_mpi_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    with pytest.raises(SparsebenchError, match="OMPI_COMM_WORLD_SIZE=2: started by MPI; expected torchrun"):
+        launched_processes()
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert launched_processes() == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import pickle
 from pathlib import Path
 
@@ -11,10 +13,12 @@ import torch
 from PIL import Image
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.training.devices import part_of_batch
 from sparsebench.workloads.images.loading import BatchStream, evaluation_batches, loader_processes
 from sparsebench.workloads.images.named_sets import images_workload
 from sparsebench.workloads.images.reading import read_encoded_splits
 from sparsebench.workloads.images.streamed import StreamedImages
+from sparsebench.workloads.workload import ReadsParts
 
 CLASSES, EACH, SIZE = 3, 7, 32
 
@@ -73,6 +77,44 @@ def test_batches_are_the_same_from_the_middle_on_and_draw_no_noise(photographs: 
     assert not torch.equal(other.pixels, expected[0].pixels)
 
 
+def test_worker_processes_end_with_their_stream(photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEBENCH_LOADER_PROCESSES", "2")
+    before = set(multiprocessing.active_children())
+    stream = BatchStream(read_encoded_splits(photographs, 10).training, SIZE, 3, 5)
+    for step in range(3):
+        stream.batch(step)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    gc.disable()  # which would take 5 seconds for each
+    try:
+        del stream
+        assert not set(multiprocessing.active_children()) - before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(("batch_size", "count"), [(5, 2), (4, 3), (2, 3), (100, 4)])
+def test_processes_read_their_part_of_a_batch_alone(
+    photographs: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int, count: int
+) -> None:
+    monkeypatch.setenv("SPARSEBENCH_LOADER_PROCESSES", "0")
+    task = images_workload(f"resnet-18@{photographs}")
+    assert isinstance(task, ReadsParts)
+    read: list[int] = []
+    images = type(task.read().training)
+    original = images.read
+    monkeypatch.setattr(images, "read", lambda self, index: read.append(index) or original(self, index))
+    for step in range(3):
+        whole = task.batch(0, step, batch_size)
+        for index in range(count):
+            read.clear()
+            part, share = task.part_of_batch(0, step, batch_size, index, count)
+            expected, expected_share = part_of_batch(task, whole, index, count)
+            assert torch.equal(part.pixels, expected.pixels)
+            assert torch.equal(part.labels, expected.labels)
+            assert share == expected_share
+            assert len(read) == len(part.labels)
+
+
 def test_evaluation_takes_the_middle_of_all_images_in_order(photographs: Path) -> None:
     from torchvision.transforms import v2
 
@@ -98,12 +140,15 @@ def test_workload_trains_evaluates_and_names_its_data(photographs: Path) -> None
     model = task.build_model()
     batch = task.batch(0, 0, 4)
     assert batch.pixels.shape == (4, 3, 224, 224)
-    assert batch.pixels.is_contiguous(memory_format=torch.channels_last)
+    assert batch.pixels.dtype == torch.uint8
+    assert (batch.pixels[:, 0].int() - batch.pixels[:, 2]).abs().max() <= 2  # grey images, but for JPEG's rounding
+    seen: list[torch.Tensor] = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    task.loss(model, batch, 0.1).backward()  # type: ignore[no-untyped-call]
     grey = torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1)
     spread = torch.tensor([58.395, 57.12, 57.375]).view(3, 1, 1)
-    back = batch.pixels * spread + grey
-    assert torch.allclose(back[:, 0], back[:, 2], atol=2.5)  # grey images, but for JPEG's rounding
-    task.loss(model, batch, 0.1).backward()  # type: ignore[no-untyped-call]
+    assert torch.allclose(seen[0] * spread + grey, batch.pixels.float(), atol=1e-4)
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
     measured = task.evaluate(model, "test")
     assert 0.0 <= measured["accuracy"] <= 100.0
     assert model.training
@@ -122,6 +167,11 @@ def test_damaged_files_and_settings_are_named(photographs: Path, monkeypatch: py
             list(evaluation_batches(read_encoded_splits(photographs, 10).test, SIZE))
         assert "\n" not in str(caught.value)
         assert "BytesIO" not in str(caught.value)
+    monkeypatch.delenv("SPARSEBENCH_LOADER_PROCESSES")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(24)))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    assert loader_processes() == 5
     monkeypatch.setenv("SPARSEBENCH_LOADER_PROCESSES", "two")
     with pytest.raises(SparsebenchError, match="SPARSEBENCH_LOADER_PROCESSES='two': expected a whole number"):
         loader_processes()

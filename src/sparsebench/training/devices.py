@@ -19,7 +19,8 @@ from torch import nn
 from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.distributed import verify_same_masks
 from sparsebench.sparsifiers.sparsifier import Sparsifier
-from sparsebench.workloads.workload import AveragesTerms, Workload
+from sparsebench.workloads.epochs import part_of_examples
+from sparsebench.workloads.workload import AveragesTerms, ReadsParts, Workload
 
 __all__ = [
     "Devices",
@@ -59,8 +60,8 @@ class Devices(Protocol):
     def wrap(self, model: nn.Module) -> nn.Module:
         """The network to be called in training steps, whose gradients are averaged over all processes."""
 
-    def part(self, workload: Workload, batch: Any) -> tuple[Any, float]:
-        """This process's part of a batch, on its device, and what its mean loss counts in the mean over processes."""
+    def batch(self, workload: Workload, seed: int, step: int, batch_size: int) -> tuple[Any, float]:
+        """This process's part of a step's batch, on its device, and what its mean loss counts in the mean over processes."""
 
     def gathered(self, value: T) -> list[T]:
         """What every process gives, in the order of their numbers; all must ask at the same point."""
@@ -86,8 +87,9 @@ class OneProcess:
         """The network itself."""
         return model
 
-    def part(self, workload: Workload, batch: Any) -> tuple[Any, float]:
+    def batch(self, workload: Workload, seed: int, step: int, batch_size: int) -> tuple[Any, float]:
         """The whole batch."""
+        batch = workload.batch(seed, step, batch_size)
         return (batch if self.device.type == "cpu" else on_device(batch, self.device)), 1.0
 
     def gathered(self, value: T) -> list[T]:
@@ -122,8 +124,11 @@ class _SeveralProcesses:
     def wrap(self, model: nn.Module) -> nn.Module:
         return nn.parallel.DistributedDataParallel(model, None if self.device.type == "cpu" else [self.device])
 
-    def part(self, workload: Workload, batch: Any) -> tuple[Any, float]:
-        part, share = part_of_batch(workload, batch, self.rank, self.processes)
+    def batch(self, workload: Workload, seed: int, step: int, batch_size: int) -> tuple[Any, float]:
+        if isinstance(workload, ReadsParts):
+            part, share = workload.part_of_batch(seed, step, batch_size, self.rank, self.processes)
+        else:
+            part, share = part_of_batch(workload, workload.batch(seed, step, batch_size), self.rank, self.processes)
         return on_device(part, self.device), share
 
     def gathered(self, value: T) -> list[T]:
@@ -178,7 +183,15 @@ def _kind_of_device() -> str:
 
 
 def launched_processes() -> int:
-    """How many processes torchrun or accelerate launch started; 1 where this one was started alone."""
+    """How many processes torchrun or accelerate launch started; 1 where this one was started alone.
+
+    Raises:
+        SparsebenchError: MPI started several, each of which would train the whole run.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
+            if int(os.environ.get(name, "1")) > 1:
+                raise SparsebenchError(f"{name}={os.environ[name]}: started by MPI; expected torchrun or accelerate launch")
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -194,16 +207,11 @@ def part_of_batch(workload: Workload, batch: Any, index: int, count: int) -> tup
         index: In [0, count).
         count: Parts.
     """
-
-    def terms(part: Any) -> int:
-        return workload.terms(part) if isinstance(workload, AveragesTerms) else _rows(part)
-
-    rows = _rows(batch)
-    begin, end = rows * index // count, rows * (index + 1) // count
-    if begin == end:  # fewer examples than processes: one that does not count
-        return _changed(batch, lambda tensor: tensor[:1]), 0.0
-    part = _changed(batch, lambda tensor: tensor[begin:end])
-    return part, count * terms(part) / terms(batch)
+    examples, share = part_of_examples(_rows(batch), index, count)
+    part = _changed(batch, lambda tensor: tensor[examples])
+    if share and isinstance(workload, AveragesTerms):
+        share = count * workload.terms(part) / workload.terms(batch)
+    return part, share
 
 
 def on_device(batch: Any, device: torch.device) -> Any:

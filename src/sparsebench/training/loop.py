@@ -169,10 +169,9 @@ def run_steps(
         started, processor_started = time.perf_counter(), time.process_time()
         for group, base in zip(state.optimizer.param_groups, base_rates, strict=True):
             group["lr"] = base * factor(state.step)
-        batch = workload.batch(config.seed, state.step, recipe.batch_size)
-        part, share = state.devices.part(workload, batch)
+        batch, share = state.devices.batch(workload, config.seed, state.step, recipe.batch_size)
         with precision(recipe, state.devices.device):
-            task_loss = workload.loss(state.network, part, recipe.label_smoothing)
+            task_loss = workload.loss(state.network, batch, recipe.label_smoothing)
         loss = share * task_loss + state.sparsifier.penalty()
         loss_value = float(loss.detach())
         if not math.isfinite(loss_value):

@@ -73,7 +73,7 @@ def prepare_training(config: RunConfig, folder: RunFolder, where: Devices, workl
         SparsebenchError: Data or a parent run are missing, or the checkpoint is damaged.
     """
     warm_up()
-    workload.batch(config.seed, 0, config.recipe.batch_size)  # reads the data, which later runs of this process share
+    where.batch(workload, config.seed, 0, config.recipe.batch_size)  # reads the data, which later runs of this process share
     notes = tuple(workload.data_notes()) if isinstance(workload, NotesData) else ()
     if where.is_main:
         for note in notes:

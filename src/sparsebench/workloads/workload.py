@@ -25,6 +25,7 @@ __all__ = [
     "HeadsOfWeight",
     "NamesHeads",
     "NotesData",
+    "ReadsParts",
     "Recipe",
     "ShowsUse",
     "SignsScores",
@@ -207,6 +208,14 @@ class AveragesTerms(Protocol):
 
     def terms(self, batch: Any) -> int:
         """How many terms the loss of a batch is the mean of."""
+
+
+@runtime_checkable
+class ReadsParts(Protocol):
+    """A Workload whose examples take long to read, so that each of several processes reads only its part of a batch."""
+
+    def part_of_batch(self, seed: int, step: int, batch_size: int, index: int, count: int) -> tuple[Any, float]:
+        """The `index`-th of `count` parts of a step's batch, and what its mean loss counts: `epochs.part_of_examples`."""
 
 
 @runtime_checkable

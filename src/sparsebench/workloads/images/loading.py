@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import operator
@@ -16,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.workloads.epochs import place_in_epoch
+from sparsebench.workloads.epochs import part_of_examples, place_in_epoch
 from sparsebench.workloads.images.image_files import EncodedImages
 from sparsebench.workloads.images.labelled import decode_image
 
@@ -50,14 +51,21 @@ class BatchStream:
         size: Height and width that they get.
         seed: The run's.
         batch_size: Examples a batch; an epoch's last, incomplete batch is left out.
+        index: Which part of every batch is read, in [0, count).
+        count: In how many parts batches are read; see `part_of_examples`.
+
+    Attributes:
+        share: What the mean over this part counts in the mean over all of them; 1 for whole batches.
 
     Raises:
         SparsebenchError: torchvision is not installed.
     """
 
-    def __init__(self, images: EncodedImages, size: int, seed: int, batch_size: int) -> None:
+    def __init__(self, images: EncodedImages, size: int, seed: int, batch_size: int, index: int = 0, count: int = 1) -> None:
         self._decoded = _Decoded(images, size)
-        self._examples, self._seed, self._batch_size = len(images.labels), seed, batch_size
+        part, self.share = part_of_examples(min(batch_size, len(images.labels)), index, count)
+        # Knows nothing of this object: garbage collection of a cycle ends worker processes only after 5 seconds each.
+        self._draws = functools.partial(_draws, len(images.labels), seed, batch_size, part)
         self._following: Iterator[Batch | SparsebenchError] | None = None
         self._next: int | None = None
 
@@ -77,12 +85,14 @@ class BatchStream:
         self._next = step + 1
         return _without_error(batch)
 
-    def _draws(self, step: int) -> Iterator[list[Draw]]:
-        places = (place_in_epoch(following, self._examples, self._batch_size) for following in itertools.count(step))
-        for epoch, batches in itertools.groupby(places, key=operator.itemgetter(0)):
-            order = np.random.default_rng([self._seed, epoch]).permutation(self._examples)
-            for _, batch in batches:
-                yield [Draw(index, _augmentation_seed(self._seed, epoch, index)) for index in order[batch].tolist()]
+
+def _draws(examples: int, seed: int, batch_size: int, part: slice, step: int) -> Iterator[list[Draw]]:
+    """What is drawn for a step and those that follow."""
+    places = (place_in_epoch(following, examples, batch_size) for following in itertools.count(step))
+    for epoch, batches in itertools.groupby(places, key=operator.itemgetter(0)):
+        order = np.random.default_rng([seed, epoch]).permutation(examples)
+        for _, batch in batches:
+            yield [Draw(index, _augmentation_seed(seed, epoch, index)) for index in order[batch][part].tolist()]
 
 
 def evaluation_batch(images: EncodedImages, size: int, examples: Iterable[int]) -> Batch:
@@ -108,12 +118,15 @@ def evaluation_batches(images: EncodedImages, size: int) -> Iterator[Batch]:
 def loader_processes() -> int:
     """How many processes decode images: $SPARSEBENCH_LOADER_PROCESSES, or the cores that the training leaves, at most 16.
 
+    Where several processes train on this machine, that is for each of them.
+
     Raises:
         SparsebenchError: The variable is no whole number of at least 0.
     """
     given = os.environ.get("SPARSEBENCH_LOADER_PROCESSES")
     if given is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         return min(max(cores - torch.get_num_threads(), 1), MOST_PROCESSES)
     if not given.isdecimal():
         raise SparsebenchError(f"SPARSEBENCH_LOADER_PROCESSES={given!r}: expected a whole number, 0 for none")
@@ -133,6 +146,7 @@ def _loader(decoded: _Decoded, draws: Iterable[list[Draw]]) -> DataLoader[Batch 
         batch_size=None,
         collate_fn=as_it_is,
         num_workers=loader_processes(),
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -167,10 +168,13 @@ def make_network(name: str, channels: int, size: int, classes: int) -> nn.Module
         import timm
     except ImportError as error:
         raise SparsebenchError(f"{name} needs timm: pip install timm") from error
-    try:
-        network: nn.Module = timm.create_model(name[len("timm.") :], pretrained=False, num_classes=classes, in_chans=channels)
-    except RuntimeError as error:
-        raise SparsebenchError(f"timm {timm.__version__} has no model {name[len('timm.') :]!r} ({error})") from error
+    known = name[len("timm.") :]
+    if not timm.is_model(known):
+        raise SparsebenchError(f"timm {timm.__version__} has no model {known!r}: `timm.list_models()` has those there are")
+    # Networks that are made for one size of image must be told it.
+    own = timm.models.get_pretrained_cfg(known)
+    sizes: dict[str, Any] = {"img_size": size} if own is not None and own.fixed_input_size else {}
+    network: nn.Module = timm.create_model(known, pretrained=False, num_classes=classes, in_chans=channels, **sizes)
     return network
 
 

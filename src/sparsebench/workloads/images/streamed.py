@@ -14,6 +14,7 @@ from sparsebench.workloads.images.loading import Batch, BatchStream, evaluation_
 from sparsebench.workloads.images.measures import Images, accuracy_and_loss, class_scores, classification_loss
 from sparsebench.workloads.images.networks import make_network
 from sparsebench.workloads.images.reading import EncodedSplits
+from sparsebench.workloads.placement import device_of
 from sparsebench.workloads.workload import ExampleInput, Recipe, Split
 
 __all__ = ["StreamedImages"]
@@ -64,13 +65,18 @@ class StreamedImages:
         network = make_network(self.network, 3, self.size, _splits(self.read).classes)
         return network.to(memory_format=torch.channels_last)
 
-    def batch(self, seed: int, step: int, batch_size: int) -> Images:
-        """The training batch of a step; an epoch's last, incomplete batch is left out."""
-        return _normalized(_stream(self.read, self.size, seed, batch_size).batch(step))
+    def batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        """The training batch of a step, in bytes; an epoch's last, incomplete batch is left out."""
+        return _stream(self.read, self.size, seed, batch_size, 0, 1).batch(step)
 
-    def loss(self, model: nn.Module, batch: Images, label_smoothing: float) -> torch.Tensor:
-        """Cross entropy in float32, averaged over the batch."""
-        return classification_loss(model, batch, label_smoothing)
+    def part_of_batch(self, seed: int, step: int, batch_size: int, index: int, count: int) -> tuple[Batch, float]:
+        """What one of several processes trains on; no other images are read."""
+        stream = _stream(self.read, self.size, seed, batch_size, index, count)
+        return stream.batch(step), stream.share
+
+    def loss(self, model: nn.Module, batch: Batch, label_smoothing: float) -> torch.Tensor:
+        """Cross entropy in float32, averaged over the batch, whose pixels become numbers on the device that they are on."""
+        return classification_loss(model, _normalized(batch), label_smoothing)
 
     def example_input(self, examples: int) -> ExampleInput:
         """Validation images."""
@@ -85,11 +91,13 @@ class StreamedImages:
     def evaluate(self, model: nn.Module, split: Split) -> dict[str, float]:
         """Accuracy (top-1) in per cent, and mean cross entropy."""
         images: EncodedImages = getattr(_splits(self.read), split)
-        return accuracy_and_loss(model, map(_normalized, evaluation_batches(images, self.size)))
+        device = device_of(model)
+        batches = (Batch(*(part.to(device) for part in batch)) for batch in evaluation_batches(images, self.size))
+        return accuracy_and_loss(model, map(_normalized, batches))
 
 
 def _normalized(batch: Batch) -> Images:
-    mean, deviation = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(DEVIATION).view(3, 1, 1)
+    mean, deviation = (torch.tensor(value, device=batch.pixels.device).view(3, 1, 1) for value in (MEAN, DEVIATION))
     pixels = batch.pixels.to(torch.float32, memory_format=torch.channels_last)
     return Images(pixels.sub_(mean).div_(deviation), batch.labels)
 
@@ -100,5 +108,5 @@ def _splits(read: Callable[[], EncodedSplits]) -> EncodedSplits:
 
 
 @functools.lru_cache(maxsize=2)  # the run's own, and the single example that costs are counted with
-def _stream(read: Callable[[], EncodedSplits], size: int, seed: int, batch_size: int) -> BatchStream:
-    return BatchStream(_splits(read).training, size, seed, batch_size)
+def _stream(read: Callable[[], EncodedSplits], size: int, seed: int, batch_size: int, index: int, count: int) -> BatchStream:
+    return BatchStream(_splits(read).training, size, seed, batch_size, index, count)
