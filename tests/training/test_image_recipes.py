@@ -17,10 +17,12 @@ from sparsebench.records.run_folder import RunFolder
 from sparsebench.training import preparation
 from sparsebench.training.batch_norm import estimate_batch_norm, estimated_batch_norm
 from sparsebench.training.config import KeptSchedule, RunConfig, resolve
+from sparsebench.training.dropout import set_dropout
 from sparsebench.training.longer_training import rate_factor
 from sparsebench.training.loop import learning_rate_factor
 from sparsebench.training.run import train
 from sparsebench.workloads.images.named_sets import images_workload
+from sparsebench.workloads.images.networks import PreActivationBlock, make_network
 from sparsebench.workloads.recipes import reference_recipes
 from sparsebench.workloads.workload import Recipe
 
@@ -64,6 +66,32 @@ def test_resnet_cifar_is_the_recipe_of_its_paper() -> None:
     given = reference_recipes("sparsebench.workloads.images")["resnet-cifar"].recipe(45_000)
     rates = [given.learning_rate * learning_rate_factor(given, step) for step in (0, 31_999, 32_000, 47_999, 48_000, 63_999)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_wide_resnet_is_the_recipe_of_rigl() -> None:
+    found = reference_recipes("sparsebench.workloads.images")["wide-resnet"]
+    given = found.recipe(45_000)
+    steps = (0, 29_999, 30_000, 59_999, 60_000, 89_999, 90_000)
+    rates = [given.learning_rate * learning_rate_factor(given, step) for step in steps]
+    assert rates == pytest.approx([0.1, 0.1, 0.02, 0.02, 0.004, 0.004, 0.0008])
+    assert (given.dropout, given.weight_decay_on, found.published) == (0.3, "weights", {"cifar10/wrn-22-2": 94.1})
+    network = make_network("wrn-16-2", 3, 8, 2)
+    set_dropout(network, 1 - 1e-9)  # nothing passes the second convolutions: every block is its shortcut
+    block = next(module for module in network.modules() if isinstance(module, PreActivationBlock) and module.shortcut is None)
+    images = torch.rand(2, 32, 8, 8)
+    assert torch.equal(block.train()(images), images)
+    assert not torch.equal(block.eval()(images), images)
+
+
+def test_blocks_of_resnet_50_begin_as_their_shortcut() -> None:
+    given = reference_recipes("sparsebench.workloads.images")["imagenet"].recipe()
+    assert given.weight_decay_on == "weights"
+    network = make_network("resnet-50", 3, 224, 2)
+    last = [
+        module.weight for name, module in network.named_modules() if name.endswith("bn3") and isinstance(module, nn.BatchNorm2d)
+    ]
+    assert len(last) == 16
+    assert not any(scale.any() for scale in last)
 
 
 def test_later_settings_leave_configurations_as_they_were_where_they_are_not_used(images: str) -> None:

@@ -157,6 +157,7 @@ def _write_description(study: Study, runs: StudyRuns, directory: Path) -> None:
         "workload": study.workload,
         "description": study.description,
         "note": study.note,
+        **({} if study.revision is None else {"revision": study.revision}),
         "command": shlex.join(["sparsebench", "study", "run", *study.arguments, "--out", str(directory)]),
         "planned_runs": len(runs.planned) + sum(runs.unproposed.values()),
         "sparsities": list(study.sparsities),

@@ -67,6 +67,7 @@ class Study:
         name: Its name.
         description: What it is for, in a line.
         note: What its page must say to be honest.
+        revision: Of the file, which it may say; raised when it asks for other runs than before.
         workloads: Names of the workloads.
         seeds: Seeds of the replicates.
         sparsities: Sparsities asked about; methods with a parameter `sparsity` are trained at each.
@@ -83,6 +84,7 @@ class Study:
     name: str
     description: str
     note: str
+    revision: int | None
     workloads: tuple[str, ...]
     seeds: tuple[int, ...]
     sparsities: tuple[float, ...]
@@ -110,6 +112,7 @@ _KNOWN = (
     "study",
     "description",
     "note",
+    "revision",
     "workload",
     "workloads",
     "seeds",
@@ -226,10 +229,11 @@ def _parse(text: str, source: str, asked: str) -> Study:
         name=fields.text("study"),
         description=fields.text("description", ""),
         note=" ".join(fields.text("note", "").split()),
+        revision=_count(fields, "revision", "the file's revision"),
         workloads=(fields.text("workload"),) if named == "workload" else fields.names("workloads"),
         seeds=_seeds(fields, 3),
         sparsities=_sparsities(fields),
-        budget=_budget(fields),
+        budget=_count(fields, "budget", "a number of configurations of each method"),
         search=read_search(fields),
         settings=fields.mapping("settings").values(),
         methods=grids,
@@ -299,14 +303,12 @@ def _sparsities(fields: Fields) -> tuple[float, ...]:
     return tuple(sorted({float(sparsity) for sparsity in value}))
 
 
-def _budget(fields: Fields) -> int | None:
-    if "budget" not in fields.lines:
+def _count(fields: Fields, name: str, what: str) -> int | None:
+    if name not in fields.lines:
         return None
-    value = fields.value("budget")
+    value = fields.value(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise SparsebenchError(
-            f"{fields.where('budget')}={value!r}: expected a number of configurations of each method, at least 1"
-        )
+        raise SparsebenchError(f"{fields.where(name)}={value!r}: expected {what}, at least 1")
     return value
 
 

@@ -62,13 +62,17 @@ class BasicBlock(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """Normalisation and ReLU before each of two 3x3 convolutions; a 1x1 convolution where the shape changes (Zagoruyko 2016)."""
+    """Normalisation and ReLU before each of two 3x3 convolutions; a 1x1 convolution where the shape changes (Zagoruyko 2016).
+
+    Between the convolutions there is dropout, of probability 0 until a recipe says another.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(inputs)
         self.convolution1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
+        self.dropout = nn.Dropout(0.0)
         self.convolution2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.shortcut = None if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
@@ -76,7 +80,7 @@ class PreActivationBlock(nn.Module):
         """From [batch, inputs, height, width] to [batch, outputs, height / stride, width / stride]."""
         active = F.relu(self.norm1(x))
         kept = x if self.shortcut is None else self.shortcut(active)
-        y: torch.Tensor = self.convolution2(F.relu(self.norm2(self.convolution1(active))))
+        y: torch.Tensor = self.convolution2(self.dropout(F.relu(self.norm2(self.convolution1(active)))))
         return y + kept
 
 
@@ -104,7 +108,7 @@ def cifar_resnet(depth: int) -> Callable[[int, int, int], nn.Module]:
 
 
 def wide_resnet(depth: int, width: int) -> Callable[[int, int, int], nn.Module]:
-    """Wide ResNet of 6 n + 4 layers with 16, 32 and 64 channels times `width` (Zagoruyko and Komodakis 2016), no dropout."""
+    """Wide ResNet of 6 n + 4 layers with 16, 32 and 64 channels times `width` (Zagoruyko and Komodakis 2016)."""
 
     def make(channels: int, size: int, classes: int) -> nn.Module:
         layers: list[nn.Module] = [nn.Conv2d(channels, 16, 3, 1, 1, bias=False)]
@@ -120,7 +124,10 @@ def wide_resnet(depth: int, width: int) -> Callable[[int, int, int], nn.Module]:
 
 
 def torchvision_resnet(depth: int) -> Callable[[int, int, int], nn.Module]:
-    """A ResNet of torchvision's for large images, v1.5: the stride is in the 3x3 convolution."""
+    """A ResNet of torchvision's for large images, v1.5: the stride is in the 3x3 convolution.
+
+    The scale of each block's last batch norm begins at 0, so that blocks begin as their shortcut (Goyal et al. 2017, 5.1).
+    """
 
     def make(channels: int, size: int, classes: int) -> nn.Module:
         try:
@@ -129,7 +136,7 @@ def torchvision_resnet(depth: int) -> Callable[[int, int, int], nn.Module]:
             raise SparsebenchError(f"resnet-{depth} needs torchvision: pip install 'sparsebench[images]'") from error
         if channels != 3:
             raise SparsebenchError(f"resnet-{depth} takes images of 3 channels, these have {channels}")
-        network: nn.Module = getattr(models, f"resnet{depth}")(num_classes=classes)
+        network: nn.Module = getattr(models, f"resnet{depth}")(num_classes=classes, zero_init_residual=True)
         return network
 
     return make
