@@ -23,12 +23,20 @@ def _into(variable: str) -> Callable[[T | None], T | None]:
     return remember
 
 
+def _data(context: typer.Context, value: Path | None) -> Path | None:
+    """A folder that is given in the command must hold what is trained on; one of the environment may lack some sets."""
+    source = context.get_parameter_source("data")
+    if source is not None and source.name == "COMMANDLINE":
+        os.environ["SPARSEBENCH_DATA_ALONE"] = "1"
+    return _into("SPARSEBENCH_DATA")(value)
+
+
 Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
         envvar="SPARSEBENCH_DATA",
-        callback=_into("SPARSEBENCH_DATA"),
+        callback=_data,
         help="Folder that holds data sets, each in a folder of its name; or the folder of the one that is trained on.",
     ),
 ]

@@ -144,7 +144,7 @@ def test_damaged_images_classes_and_labels_are_named(tmp_path: Path) -> None:
     (folder / "train" / "class9").mkdir()
     with pytest.raises(SparsebenchError, match=r"class9 is an empty class"):
         read_splits(folder)
-    with pytest.raises(SparsebenchError, match=r"parquet: example 0 has label 7: expected 0 to 3"):
+    with pytest.raises(SparsebenchError, match=r"parquet, row 0 has label 7: expected 0 to 3"):
         read_splits(write_parquet(tmp_path / "b", np.full(40, 7)))
     with pytest.raises(SparsebenchError, match="holds no training images"):
         read_splits(empty)

@@ -33,6 +33,8 @@ def data_folder(
 ) -> Path:
     """The folder of a data set: `name` in $SPARSEBENCH_DATA if it is there, else in the cache, else a download into the cache.
 
+    Where $SPARSEBENCH_DATA_ALONE is set, as by --data, only the first of these.
+
     Args:
         name: The data set's.
         downloads: Addresses of its files, by the names they get; none where a person must fetch them.
@@ -53,6 +55,9 @@ def data_folder(
                 return folder
         if is_it(data):
             return data
+        if os.environ.get("SPARSEBENCH_DATA_ALONE"):
+            what = contents or f"its files ({', '.join(downloads)}, or those of another layout)"
+            raise SparsebenchError(f"{name} is not in {data}: put {what} there or into its folder {name}, or leave out --data")
     folder = cache_folder() / "data" / name
     if not folder.is_dir():
         what = contents or f"its files ({', '.join(downloads)})"

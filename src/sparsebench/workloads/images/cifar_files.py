@@ -36,11 +36,18 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def find_cifar(folder: Path, split: str) -> list[Path] | None:
-    """The batches of "train" or "test" where `folder` is or holds one of torchvision's folders of CIFAR."""
+    """The batches of "train" or "test" where `folder` is or holds one of torchvision's folders of CIFAR.
+
+    Raises:
+        SparsebenchError: Some of them are missing.
+    """
     for name, splits in _LAYOUTS.items():
         for place in (folder, folder / name):
             files = [place / batch for batch in splits[split]]
-            if place.name == name and all(file.is_file() for file in files):
+            missing = [file.name for file in files if not file.is_file()]
+            if place.name == name and len(missing) < len(files):
+                if missing:
+                    raise SparsebenchError(f"{place} lacks {', '.join(missing)}: get it anew")
                 return files
     return None
 
@@ -53,16 +60,18 @@ def read_cifar(files: list[Path]) -> LabelledImages:
     """
     pixels: list[np.ndarray] = []
     labels: list[int] = []
+    names: list[str] = []
     for file in files:
         try:
             with file.open("rb") as opened:
                 batch = _ArraysOnly(opened, encoding="latin1").load()
             given = batch["fine_labels"] if "fine_labels" in batch else batch["labels"]
             pixels.append(np.asarray(batch["data"], np.uint8).reshape(len(given), 3, 32, 32))
-            labels.extend(int(label) for label in given)
+            labels.extend(np.asarray(given, np.int64).tolist())
+            names.extend(f"{file}: example {number}" for number in range(len(given)))
         except OSError as error:
             raise SparsebenchError(f"cannot read {file}: {error.strerror or error}") from error
         except Exception as error:  # a damaged pickle can raise anything
             raise SparsebenchError(f"{file} is not a batch of CIFAR ({error}): get it anew") from error
     together = np.ascontiguousarray(np.concatenate(pixels).transpose(0, 2, 3, 1))
-    return LabelledImages(torch.from_numpy(together), torch.tensor(labels, dtype=torch.int64), str(files[0].parent))
+    return LabelledImages(torch.from_numpy(together), torch.tensor(labels, dtype=torch.int64), str(files[0].parent), names=names)

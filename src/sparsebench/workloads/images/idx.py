@@ -56,8 +56,12 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def find_idx(folder: Path, split: str) -> tuple[Path, Path] | None:
-    """The files of images and labels of "train" or "test", by the names that MNIST's have, in `folder` or in its folder raw."""
-    found = []
+    """The files of images and labels of "train" or "test", by the names that MNIST's have, in `folder` or in its folder raw.
+
+    Raises:
+        SparsebenchError: There is only one of them.
+    """
+    found: list[Path | None] = []
     for what in ("images-idx3", "labels-idx1"):
         names = [
             f"{_STEMS[split]}-{what.replace('-idx', separator)}-ubyte{end}"
@@ -65,11 +69,14 @@ def find_idx(folder: Path, split: str) -> tuple[Path, Path] | None:
             for end in ("", ".gz")
         ]
         places = (folder / part / name for part in ("", "raw") for name in names)
-        path = next((place for place in places if place.is_file()), None)
-        if path is None:
-            return None
-        found.append(path)
-    return found[0], found[1]
+        found.append(next((place for place in places if place.is_file()), None))
+    images, labels = found
+    if images is not None and labels is not None:
+        return images, labels
+    if alone := images or labels:
+        missing = f"{_STEMS[split]}-{'labels-idx1' if images else 'images-idx3'}-ubyte"
+        raise SparsebenchError(f"{alone} lies there alone: expected {missing} or {missing}.gz beside it")
+    return None
 
 
 def read_idx_pair(images: Path, labels: Path) -> LabelledImages:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from sparsebench.errors import SparsebenchError
 
-__all__ = ["SPLIT_NAMES", "EncodedImages", "folder_images", "part_of_images", "split_folder"]
+__all__ = ["SPLIT_NAMES", "EncodedImages", "folder_images", "holds_classes", "part_of_images", "split_folder"]
 
-_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff"})
+_ENDINGS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff"})
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val"), "test": ("test", "testing")}
 
 
@@ -79,11 +80,20 @@ def split_folder(folder: Path, split: str) -> Path | None:
     return next((folder / name for name in SPLIT_NAMES[split] if (folder / name).is_dir()), None)
 
 
-def folder_images(folder: Path) -> EncodedImages:
+def holds_classes(folder: Path) -> bool:
+    """Whether a folder holds folders of images."""
+    return any(next(_images(place), None) for place in _class_folders(folder))
+
+
+def folder_images(folder: Path, training: Path) -> EncodedImages:
     """A folder that holds one folder of images for each class; what other programs hide there is passed over.
 
-    Classes are numbered in the order of their names, those of the folder of training images beside it, whatever split this is:
-    where a class has no test images the others keep their numbers.
+    Classes are numbered in the order of their names in the folder of training images, whatever split this is: where a class has
+    no test images the others keep their numbers.
+
+    Args:
+        folder: The folder.
+        training: That of the training images of its set, which may be the same.
 
     Raises:
         SparsebenchError: There are no classes, one of them is empty, or there is one that training does not have.
@@ -91,20 +101,36 @@ def folder_images(folder: Path) -> EncodedImages:
     places = _class_folders(folder)
     if not places:
         raise SparsebenchError(f"{folder} has no folders in it: expected one for each class, with its images")
-    training = split_folder(folder.parent, "train") or folder
     numbers = {place.name: number for number, place in enumerate(_class_folders(training))}
     paths: list[Path] = []
     labels: list[int] = []
     for place in places:
         if place.name not in numbers:
             raise SparsebenchError(f"{place} is a class that {training} does not have: expected {', '.join(list(numbers)[:8])}")
-        files = sorted(path for path in place.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file())
-        files = [path for path in files if not any(map(_is_hidden, path.relative_to(place).parts))]
+        files = sorted(_images(place))
         if not files:
-            raise SparsebenchError(f"{place} is an empty class: put images of it there, or remove the folder")
+            raise SparsebenchError(
+                f"{place} is an empty class: put images of it there ({', '.join(sorted(_ENDINGS))}), or remove the folder"
+            )
         paths.extend(files)
         labels.extend([numbers[place.name]] * len(files))
     return _Files(paths, labels, len(numbers), str(folder))
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    """Image files below a folder, those behind links to folders included, each folder once."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in files:
+            path = Path(place, name)
+            if path.suffix.lower() in _ENDINGS and not _is_hidden(name) and path.is_file():
+                yield path
 
 
 def _class_folders(folder: Path) -> list[Path]:

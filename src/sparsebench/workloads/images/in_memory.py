@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sparsebench.errors import SparsebenchError
 from sparsebench.workloads.epochs import place_in_epoch
 from sparsebench.workloads.images.labelled import LabelledImages
 from sparsebench.workloads.images.measures import Images, accuracy_and_loss, class_scores, classification_loss
-from sparsebench.workloads.images.networks import make_network
-from sparsebench.workloads.images.reading import RawSplits, held_out
+from sparsebench.workloads.images.networks import make_network, takes_any_shape
+from sparsebench.workloads.images.reading import RawSplits, held_out, part_in_memory
 from sparsebench.workloads.workload import ExampleInput, Recipe, Split
 
 __all__ = ["InMemoryImages"]
@@ -88,7 +89,9 @@ class InMemoryImages:
     def build_model(self) -> nn.Module:
         """A new network, its weights drawn from torch's default generator, in the memory format that convolutions prefer."""
         data = _prepared(self.read, self.max_shift)
-        _, height, _, channels = data.parts["test"].pixels.shape
+        _, height, width, channels = data.parts["test"].pixels.shape
+        if height != width and not takes_any_shape(self.network):
+            raise SparsebenchError(f"{self.name}: {self.network} needs square images, these have {width}x{height} pixels")
         return make_network(self.network, channels, height, data.classes).to(memory_format=torch.channels_last)
 
     def batch(self, seed: int, step: int, batch_size: int) -> Images:
@@ -148,8 +151,7 @@ def _prepared(read: Callable[[], RawSplits], max_shift: int) -> _Prepared:
     training, validation = raw.training, raw.validation
     if validation is None:
         kept, out = held_out(training.labels, min(VALIDATION, max(len(training.labels) // 10, 1)), "validation")
-        validation = LabelledImages(training.pixels[out], training.labels[out], training.source)
-        training = LabelledImages(training.pixels[kept], training.labels[kept], training.source)
+        training, validation = part_in_memory(training, kept), part_in_memory(training, out)
     counts = torch.stack([plane.flatten().bincount(minlength=256) for plane in training.pixels.unbind(-1)]).double()
     levels = torch.arange(256, dtype=torch.float64)
     mean = (counts * levels).sum(1) / counts.sum(1)

@@ -6,13 +6,14 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from sparsebench.errors import SparsebenchError
 
-__all__ = ["LabelledImages", "check_all_classes", "check_labels", "decode_image", "stack_images"]
+__all__ = ["Labelled", "LabelledImages", "check_labels", "count_classes", "decode_image", "stack_images"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,38 @@ class LabelledImages:
         pixels: uint8 [examples, height, width, channels], 1 channel (grey) or 3 (RGB).
         labels: int64 [examples], from 0.
         source: The file or folder that they come from, for messages.
+        classes: How many classes there are, as far as the source says.
+        names: What examples are called in messages; by their number where empty.
     """
 
     pixels: torch.Tensor
     labels: torch.Tensor
     source: str
+    classes: int | None = None
+    names: Sequence[str] = ()
+
+    def name(self, index: int) -> str:
+        """What an example is called in messages."""
+        return self.names[index] if self.names else f"{self.source}: example {index}"
+
+
+class Labelled(Protocol):
+    """Labelled images, in memory or still encoded, as checks see them."""
+
+    @property
+    def labels(self) -> torch.Tensor | Sequence[int]:
+        """The class of each example."""
+
+    @property
+    def classes(self) -> int | None:
+        """How many classes there are, as far as the source says."""
+
+    @property
+    def source(self) -> str:
+        """Where they come from, for messages."""
+
+    def name(self, index: int) -> str:
+        """What an example is called in messages."""
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
@@ -79,32 +107,53 @@ def stack_images(images: Sequence[np.ndarray], names: Sequence[str], labels: Seq
     pixels = np.empty((len(images), height, width, channels), np.uint8)
     for index, image in enumerate(images):
         pixels[index] = image
-    return LabelledImages(torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64), source)
+    return LabelledImages(torch.from_numpy(pixels), torch.tensor(labels, dtype=torch.int64), source, names=names)
 
 
-def check_labels(labels: torch.Tensor, classes: int, source: str) -> None:
+def count_classes(training: Labelled, classes: int | None) -> int:
+    """How many classes training images have: what must be, what their source says, or one more than the greatest label.
+
+    Args:
+        training: Training images.
+        classes: How many there must be; None where any number is right.
+
+    Raises:
+        SparsebenchError: There are others, there is one alone, or a class has no image; the message names source or example.
+    """
+    if classes is not None and training.classes not in (None, classes):
+        raise SparsebenchError(f"{training.source} has {training.classes} classes: expected {classes}")
+    labels = torch.as_tensor(training.labels)
+    found = classes or training.classes or int(labels.max()) + 1
+    check_labels(training, found)
+    if found > len(labels):
+        greatest = int(labels.argmax())
+        raise SparsebenchError(
+            f"{training.source} has {len(labels):,} images for {found:,} classes, the greatest label is {int(labels[greatest])} "
+            f"({training.name(greatest)}): expected some of all classes"
+        )
+    missing = (labels.bincount(minlength=found) == 0).nonzero().flatten()
+    if len(missing):
+        raise SparsebenchError(f"{training.source} has no image of class {int(missing[0])}: expected some of all {found} classes")
+    if found < 2:
+        raise SparsebenchError(f"{training.source} has one class: expected at least two")
+    return found
+
+
+def check_labels(images: Labelled, classes: int) -> None:
     """Refuse labels that no class has.
 
     Raises:
-        SparsebenchError: The message names the source, the example and its label.
+        SparsebenchError: There are no images, or a label is out of range; the message names the source or the example.
     """
+    labels = torch.as_tensor(images.labels)
+    if not len(labels):
+        raise SparsebenchError(f"{images.source} holds no images")
     outside = ((labels < 0) | (labels >= classes)).nonzero()
     if len(outside):
         index = int(outside[0])
         raise SparsebenchError(
-            f"{source}: example {index} has label {int(labels[index])}: expected 0 to {classes - 1} ({classes} classes)"
+            f"{images.name(index)} has label {int(labels[index])}: expected 0 to {classes - 1} ({classes} classes)"
         )
-
-
-def check_all_classes(labels: torch.Tensor, classes: int, source: str) -> None:
-    """Refuse training labels in which a class is missing.
-
-    Raises:
-        SparsebenchError: The message names the source and the first such class.
-    """
-    missing = (labels.bincount(minlength=classes) == 0).nonzero().flatten()
-    if len(missing):
-        raise SparsebenchError(f"{source} has no image of class {int(missing[0])}: expected some of all {classes} classes")
 
 
 def _first_line(error: Exception) -> str:

@@ -28,6 +28,8 @@ ImageWorkload: TypeAlias = InMemoryImages | StreamedImages
 
 HUB = "https://huggingface.co/datasets"
 IMAGENET_TRAINING, IMAGENET_VALIDATION = 1_281_167, 10_000
+# Of any folder of images: most that are held out for validation, and as many for the test where it has none.
+HELD_OUT = 10_000
 RECIPES = reference_recipes("sparsebench.workloads.images")
 
 
@@ -163,7 +165,7 @@ def images_workload(argument: str) -> ImageWorkload:
     name, summary = f"images:{model}@{folder}", f"images in {folder}, {model}"
     recipe = RECIPES[_recipe_name("images", model)]
     if takes_photographs(model):
-        find = functools.cache(functools.partial(read_encoded_splits, folder, IMAGENET_VALIDATION))
+        find = functools.cache(functools.partial(read_encoded_splits, folder, HELD_OUT, HELD_OUT))
         return StreamedImages(
             name=name,
             summary=summary,
@@ -172,7 +174,7 @@ def images_workload(argument: str) -> ImageWorkload:
             read=find,
             network=model,
         )
-    read = functools.cache(functools.partial(read_splits, folder))
+    read = functools.cache(functools.partial(read_splits, folder, HELD_OUT))
     return InMemoryImages(
         name=name,
         summary=summary,
@@ -208,7 +210,7 @@ def _read_small(name: str) -> RawSplits:
     """
     chosen = _SMALL_SETS[name]
     folder = data_folder(name, chosen.downloads, chosen.others, holds_training_images)
-    splits = read_splits(folder, len(chosen.counts))
+    splits = read_splits(folder, classes=len(chosen.counts))
     shape = tuple(splits.training.pixels.shape[1:])
     if shape != chosen.shape:
         raise SparsebenchError(f"{folder} has images of {shape} (height, width, channels): {name} has {chosen.shape}")
@@ -224,7 +226,7 @@ def _read_imagenet() -> EncodedSplits:
     """ImageNet, which is only given to who agrees to its terms, as torchvision and ImageNet's own archives lay it out."""
     contents = "its folders train and val, each with one folder of images for each class,"
     folder = data_folder("imagenet", {}, ("ILSVRC2012", "imagenet-1k"), holds_training_images, contents)
-    return read_encoded_splits(folder, IMAGENET_VALIDATION, 1000)
+    return read_encoded_splits(folder, IMAGENET_VALIDATION, classes=1000)
 
 
 IMAGE_FAMILIES: dict[str, Callable[[str], ImageWorkload]] = {

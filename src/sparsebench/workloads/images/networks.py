@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sparsebench.errors import SparsebenchError
 from sparsebench.registry import nearest
 
-__all__ = ["NETWORKS", "check_network_name", "make_network", "takes_photographs"]
+__all__ = ["NETWORKS", "check_network_name", "make_network", "takes_any_shape", "takes_photographs"]
 
 PHOTOGRAPH_DEPTHS = (18, 50)
 
@@ -27,6 +27,8 @@ def lenet_300_100(channels: int, size: int, classes: int) -> nn.Module:
 def lenet_5(channels: int, size: int, classes: int) -> nn.Module:
     """LeNet-5 as pruning papers have it (Caffe's): 20 and 50 filters of 5x5, 500 units; 430,500 weights on MNIST."""
     left = ((size - 4) // 2 - 4) // 2
+    if left < 1:
+        raise SparsebenchError(f"lenet-5 needs images of at least 16x16 pixels, these have {size}x{size}")
     return nn.Sequential(
         nn.Conv2d(channels, 20, 5),
         nn.ReLU(),
@@ -189,6 +191,11 @@ def check_network_name(name: str) -> None:
     """Refuse a name that no network has; those of timm are checked when one is made."""
     if name not in NETWORKS and not name.startswith("timm."):
         raise SparsebenchError(f"unknown model {name!r}{nearest(name, NETWORKS)}; known: {', '.join(NETWORKS)}, timm.NAME")
+
+
+def takes_any_shape(name: str) -> bool:
+    """Whether a network averages over all places, so that images need not be square."""
+    return name.startswith(("resnet-", "wrn-"))
 
 
 def takes_photographs(name: str) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ __all__ = ["parquet_images", "split_parquet"]
 IN_MEMORY_BYTES = 4 * 2**30
 LABEL_COLUMNS = ("label", "fine_label", "labels")
 IMAGE_COLUMNS = ("image", "img")
+MOST_CLASSES = 2**31
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,32 @@ class _Cells:
 
 
 def split_parquet(folder: Path, split: str) -> list[Path]:
-    """The Parquet files of a split: NAME.parquet, NAME-00000-of-00002.parquet, in `folder` or else in a folder in it."""
-    for pattern in ("*.parquet", "*/*.parquet"):
-        found = sorted(path for path in folder.glob(pattern) if path.stem.partition("-")[0] in SPLIT_NAMES[split])
+    """The Parquet files of a split: NAME.parquet, NAME-00000-of-00002.parquet or NAME/ANY.parquet, in `folder` or a folder in it.
+
+    Raises:
+        SparsebenchError: Several folders in `folder` have some, which are several sets.
+    """
+    for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"):
+        found = sorted(path for path in folder.glob(pattern) if _split_of(path, folder) == split)
+        places = sorted({path.parent for path in found})
+        if len(places) > 1:
+            raise SparsebenchError(f"{folder} holds several sets, in {places[0]} and in {places[1]}: give one of them")
         if found:
             return found
     return []
 
 
-def parquet_images(files: Sequence[Path]) -> EncodedImages:
-    """Parquet files with a column of images {bytes, path} and a column of labels.
+def _split_of(path: Path, folder: Path) -> str | None:
+    """The split that a Parquet file in `folder` belongs to: its folder has the name of one, or else it has."""
+    for text in ("" if path.parent == folder else path.parent.name, path.stem.partition("-")[0]):
+        for split, names in SPLIT_NAMES.items():
+            if text in names:
+                return split
+    return None
+
+
+def parquet_images(files: Sequence[Path]) -> EncodedImages | None:
+    """Parquet files with a column of images {bytes, path} and a column of labels; None where every label is -1, which is none.
 
     Files of up to 4 GiB together are read into memory. In larger ones a single image costs as much as the hundreds that are
     compressed with it: their images are laid out once in `arrow` in the cache, as many bytes again, and read from there.
@@ -64,13 +82,13 @@ def parquet_images(files: Sequence[Path]) -> EncodedImages:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise SparsebenchError("Parquet files need pyarrow: pip install 'sparsebench[images]'") from error
-    large = sum(file.stat().st_size for file in files) > IN_MEMORY_BYTES
     labels: list[int] = []
-    cells: list[tuple[Path, int, Any]] = []
-    maps: list[Path] = []
+    columns: list[str] = []
+    size = 0
     classes = None
     for file in files:
-        try:
+        with _reading(file):
+            size += file.stat().st_size
             schema = pq.read_schema(file)
             image = _column(file, schema.names, IMAGE_COLUMNS)
             label = _column(file, schema.names, LABEL_COLUMNS)
@@ -79,22 +97,42 @@ def parquet_images(files: Sequence[Path]) -> EncodedImages:
                     f"{file}: expected {image} to be a struct of bytes and path, and {label} to be whole numbers"
                 )
             given = pq.read_table(file, columns=[label])[label].to_pylist()
-            if large:
-                maps.append(map_images(file, image, cache_folder() / "arrow"))
-            else:
-                cells.extend((file, row, cell) for row, cell in enumerate(pq.read_table(file, columns=[image])[image]))
-        except (OSError, pa.ArrowException) as error:
-            raise SparsebenchError(f"{file} is not a readable Parquet file ({str(error).partition(chr(10))[0]})") from error
-        if None in given:
-            raise SparsebenchError(f"{file}: row {given.index(None)} has no {label}")
+        for row, one in enumerate(given):
+            if one is None or not -1 <= one < MOST_CLASSES:
+                raise SparsebenchError(f"{file}: row {row} has the {label} {one}: expected 0 or more")
         classes = _classes(schema.metadata or {}, label) or classes
         labels.extend(given)
+        columns.append(image)
+    if labels and max(labels) < 0:
+        return None
     source = ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-    return MappedImages(tuple(files), tuple(maps), labels, classes, source) if large else _Cells(cells, labels, classes, source)
+    if size > IN_MEMORY_BYTES:
+        maps = [map_images(file, image, cache_folder() / "arrow") for file, image in zip(files, columns, strict=True)]
+        return MappedImages(tuple(files), tuple(maps), labels, classes, source)
+    cells: list[tuple[Path, int, Any]] = []
+    for file, image in zip(files, columns, strict=True):
+        with _reading(file):
+            cells.extend((file, row, cell) for row, cell in enumerate(pq.read_table(file, columns=[image])[image]))
+    return _Cells(cells, labels, classes, source)
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """What goes wrong with a file becomes a line that names it."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise SparsebenchError(f"{file} is not a readable Parquet file ({str(error).partition(chr(10))[0]})") from error
 
 
 def _holds_bytes(kind: Any) -> bool:
-    return hasattr(kind, "get_field_index") and kind.get_field_index("bytes") >= 0
+    import pyarrow as pa
+
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    return bool(pa.types.is_binary(kind.field("bytes").type) or pa.types.is_large_binary(kind.field("bytes").type))
 
 
 def _column(file: Path, names: Sequence[str], known: Sequence[str]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,17 +16,34 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.workloads.images.cifar_files import find_cifar, read_cifar
 from sparsebench.workloads.images.idx import find_idx, read_idx_pair
 from sparsebench.workloads.images.image_files import (
+    SPLIT_NAMES,
     EncodedImages,
     folder_images,
+    holds_classes,
     part_of_images,
     split_folder,
 )
-from sparsebench.workloads.images.labelled import LabelledImages, check_all_classes, check_labels, decode_image, stack_images
+from sparsebench.workloads.images.labelled import (
+    Labelled,
+    LabelledImages,
+    check_labels,
+    count_classes,
+    decode_image,
+    stack_images,
+)
 from sparsebench.workloads.images.parquet_files import parquet_images, split_parquet
 
-__all__ = ["EncodedSplits", "RawSplits", "held_out", "holds_training_images", "read_encoded_splits", "read_splits"]
+__all__ = [
+    "EncodedSplits",
+    "RawSplits",
+    "held_out",
+    "holds_training_images",
+    "part_in_memory",
+    "read_encoded_splits",
+    "read_splits",
+]
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Labelled)
 
 _DECODED_BYTES = 8 * 2**30
 
@@ -66,68 +84,78 @@ class EncodedSplits:
     fingerprint: int
 
 
-def read_splits(folder: Path, classes: int | None = None) -> RawSplits:
+def read_splits(folder: Path, test_images: int = 0, classes: int | None = None) -> RawSplits:
     """Read a folder of small images: IDX files, torchvision's CIFAR, Parquet files, or folders train/CLASS/ and test/CLASS/.
 
-    Where there is no test split, the validation split is the test split.
+    Where there is no test split, the validation split is the test split. Where there is none either, training images drawn by
+    hash are held out: a tenth of them, at most `test_images`.
 
     Args:
         folder: Where the files lie.
+        test_images: Most that are held out for the test; 0 where there must be some.
         classes: How many classes there must be; None where any number is right.
 
     Raises:
         SparsebenchError: A split is missing, a file damaged, or labels and classes do not fit; the message names the file.
     """
-    training, validation, test = _find_splits(folder, _read_split)
-    found = int(training.labels.max()) + 1 if classes is None else classes
+    training, validation, test = _find_splits(folder, _read_split, test_images)
+    found = count_classes(training, classes)
     for part in (training, validation, test):
         if part is None:
             continue
-        check_labels(part.labels, found, part.source)
+        check_labels(part, found)
         if part.pixels.shape[1:] != training.pixels.shape[1:]:
             raise SparsebenchError(
                 f"{part.source} has images of {tuple(part.pixels.shape[1:])} (height, width, channels), {training.source} of "
                 f"{tuple(training.pixels.shape[1:])}: all must be alike"
             )
-    check_all_classes(training.labels, found, training.source)
+    if test is None:
+        kept, out = held_out(training.labels, _a_tenth(len(training.labels), test_images), "test")
+        test = part_in_memory(training, out)
+        training = part_in_memory(training, kept)
     return RawSplits(training, validation, test, found)
 
 
-def read_encoded_splits(folder: Path, validation_images: int, classes: int | None = None) -> EncodedSplits:
+def read_encoded_splits(folder: Path, validation_images: int, test_images: int = 0, classes: int | None = None) -> EncodedSplits:
     """Find the images of a folder without decoding them: Parquet files, or folders train/CLASS/ and test/CLASS/ (or val/CLASS/).
 
-    Where there is no test split, the validation split is the test split. Where that leaves none for validation, training images
-    drawn by hash are held out: a tenth of them, at most `validation_images`.
+    Where there is no test split, the validation split is the test split. Where there is none either, or none for validation,
+    training images drawn by hash are held out: a tenth of them, at most so many.
 
     Args:
         folder: Where the files lie.
-        validation_images: Most that are held out.
+        validation_images: Most that are held out for validation.
+        test_images: Most that are held out for the test; 0 where there must be some.
         classes: How many classes there must be; None where any number is right.
 
     Raises:
         SparsebenchError: A split is missing, or labels and classes do not fit; the message names the file.
     """
-    training, validation, test = _find_splits(folder, _encoded_split)
-    labels = torch.tensor(training.labels)
-    found = classes or training.classes or int(labels.max()) + 1
-    for part in (training, validation, test):
-        if part is not None:
-            check_labels(torch.tensor(part.labels), found, part.source)
-    check_all_classes(labels, found, training.source)
+    training, validation, test = _find_splits(folder, _encoded_split, test_images)
+    found = count_classes(training, classes)
     digest = hashlib.sha256()
     for part in (training, validation, test):
         if part is not None:
+            check_labels(part, found)
             for index, label in enumerate(part.labels):
                 digest.update(f"{part.name(index).removeprefix(str(folder))} {label}\n".encode())
+    if test is None:
+        kept, out = held_out(training.labels, _a_tenth(len(training.labels), test_images), "test")
+        test = part_of_images(training, out.tolist())
+        training = part_of_images(training, kept.tolist())
     if validation is None:
-        kept, out = held_out(labels, min(validation_images, max(len(labels) // 10, 1)), "validation")
+        kept, out = held_out(training.labels, _a_tenth(len(training.labels), validation_images), "validation")
         validation = part_of_images(training, out.tolist())
         training = part_of_images(training, kept.tolist())
     return EncodedSplits(training, validation, test, found, int.from_bytes(digest.digest()[:6], "big"))
 
 
-def _find_splits(folder: Path, read: Callable[[Path, str], T | None]) -> tuple[T, T | None, T]:
-    """Training, validation where it is apart from test, and test."""
+def _a_tenth(examples: int, most: int) -> int:
+    return min(most, max(examples // 10, 1))
+
+
+def _find_splits(folder: Path, read: Callable[[Path, str], T | None], test_images: int) -> tuple[T, T | None, T | None]:
+    """Training, validation where it is apart from test, and test where it is apart from training."""
     if not folder.is_dir():
         raise SparsebenchError(f"{folder} is not a folder")
     training, validation, test = (read(folder, split) for split in ("train", "validation", "test"))
@@ -136,9 +164,11 @@ def _find_splits(folder: Path, read: Callable[[Path, str], T | None]) -> tuple[T
             f"{folder} holds no training images: expected IDX files (train-images-idx3-ubyte.gz, ...), cifar-10-batches-py, "
             "cifar-100-python, train*.parquet, or a folder train with one folder for each class"
         )
+    if not len(training.labels):
+        raise SparsebenchError(f"{training.source} holds no images")
     if test is None:
         validation, test = None, validation
-    if test is None:
+    if test is None and not test_images:
         raise SparsebenchError(f"{folder} holds training images, but none named test or validation to measure with")
     return training, validation, test
 
@@ -162,8 +192,12 @@ def _read_split(folder: Path, split: str) -> LabelledImages | None:
 def _encoded_split(folder: Path, split: str) -> EncodedImages | None:
     if files := split_parquet(folder, split):
         return parquet_images(files)
-    place = split_folder(folder, split)
-    return None if place is None else folder_images(place)
+    place, training = split_folder(folder, split), split_folder(folder, "train")
+    if place is not None and (split != "test" or holds_classes(place)):  # test images without labels lie there alone
+        return folder_images(place, training or place)
+    if split == "train" and not any(split_folder(folder, name) for name in SPLIT_NAMES) and holds_classes(folder):
+        return folder_images(folder, folder)
+    return None
 
 
 def _decoded(encoded: EncodedImages) -> LabelledImages:
@@ -176,13 +210,20 @@ def _decoded(encoded: EncodedImages) -> LabelledImages:
                 f"{encoded.source}: {len(names):,} images of {images[0].shape[1]}x{images[0].shape[0]} pixels do not fit into "
                 f"{_DECODED_BYTES // 2**30} GiB of memory"
             )
-    together = stack_images(images, names, encoded.labels, encoded.source)
-    if encoded.classes is not None:
-        check_labels(together.labels, encoded.classes, together.source)
-    return together
+    return dataclasses.replace(stack_images(images, names, encoded.labels, encoded.source), classes=encoded.classes)
 
 
-def held_out(labels: torch.Tensor, count: int, seed_text: str) -> tuple[torch.Tensor, torch.Tensor]:
+def part_in_memory(images: LabelledImages, indices: torch.Tensor) -> LabelledImages:
+    """Some of the examples, by their numbers."""
+    return dataclasses.replace(
+        images,
+        pixels=images.pixels[indices],
+        labels=images.labels[indices],
+        names=[images.names[index] for index in indices.tolist()] if images.names else (),
+    )
+
+
+def held_out(labels: Sequence[int] | torch.Tensor, count: int, seed_text: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices for training and for validation, drawn by hash, so that no release of a random generator changes the split."""
     order = sorted(range(len(labels)), key=lambda index: hashlib.sha256(f"{seed_text} {index}".encode()).digest())
     return torch.tensor(sorted(order[count:])), torch.tensor(sorted(order[:count]))
