@@ -103,7 +103,7 @@ class _Filled:
         if self._values is None:
             self._values = self._like[0].new_empty(sum(tensor.numel() for tensor in self._like))
         begin, self._end = self._end, self._end + len(piece)
-        self._values[begin : self._end] = piece.mul_(self._scale)
+        torch.mul(piece, self._scale, out=self._values[begin : self._end])
 
     def tensors(self) -> list[torch.Tensor | None]:
         """A gradient for each tensor, of its shape, dtype and memory format."""

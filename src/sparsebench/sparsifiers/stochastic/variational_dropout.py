@@ -116,9 +116,9 @@ class VariationalDropout:
     def divergence(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> torch.Tensor:
         """KL divergence from the log-uniform prior: `k1 + log(1 + 1/alpha)/2 - k1 sigmoid(k2 + k3 log alpha)`, summed."""
         clipped = log_alpha(weight, auxiliary).clamp_(-LOG_ALPHA_BOUND, LOG_ALPHA_BOUND)
-        sigmoid = clipped.mul(K3).add_(K2).sigmoid_()
-        # The constant must not leave the sum: most weights' terms are small differences of larger numbers.
-        return clipped.neg_().exp_().log1p_().mul_(0.5).add_(K1).sub_(sigmoid, alpha=K1).sum()
+        # k1 - k1 sigmoid(x) = k1 sigmoid(-x): of most weights that is a small difference of larger numbers.
+        sigmoid = clipped.mul(-K3).sub_(K2).sigmoid_()
+        return clipped.neg_().exp_().log1p_().sum().mul_(0.5).add_(sigmoid.sum(), alpha=K1)
 
     def divergence_derivatives(self, weight: torch.Tensor, auxiliary: torch.Tensor) -> Derivatives:
         """Those of the clipped formula: 0 beyond the bounds of log alpha."""
@@ -130,7 +130,8 @@ class VariationalDropout:
         # d/dx log(1 + exp(-x))/2 = -sigmoid(-x)/2, and d/dx sigmoid = sigmoid (1 - sigmoid).
         derivative = clipped.neg_().sigmoid_().mul_(-0.5).addcmul_(sigmoid, 1.0 - sigmoid, value=-K1 * K3)
         by_log_alpha = _inside(derivative, exact, LOG_ALPHA_BOUND)
-        return Derivatives((by_log_alpha * weight).div_(square).mul_(-2.0), by_log_alpha)
+        by_weight = torch.addcdiv(_zero(square), by_log_alpha * weight, square, value=-2.0, out=square)
+        return Derivatives(by_weight, by_log_alpha)
 
 
 class _WithNoise(torch.autograd.Function):
@@ -154,23 +155,34 @@ class _WithNoise(torch.autograd.Function):
         deviation = variance.to(full).add_(VARIANCE_FLOOR).sqrt_().to(variance.dtype)
         ctx.operation = operation
         output = torch.addcmul(mean, deviation, noise)
-        # Twice the derivative of the output by the variance, in the memory of the deviation.
-        ctx.save_for_backward(input, log_sigma2, torch.div(noise, deviation, out=deviation))
+        # The derivative of the output by the variance, in the memory of the deviation.
+        derivative = torch.addcdiv(_zero(deviation), noise, deviation, value=0.5, out=deviation)
+        ctx.save_for_backward(input, log_sigma2, derivative)
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        input, log_sigma2, quotient = ctx.saved_tensors
-        twice = gradient * quotient
+        input, log_sigma2, derivative = ctx.saved_tensors
+        of_output = gradient * derivative
         variance, squared = log_sigma2.exp(), input.square()
         # Under autocast the operation was done in a narrower type than that of its arguments.
-        twice_of_square, twice_of_variance = ctx.operation.gradients(
-            twice, squared.to(twice.dtype), variance.to(twice.dtype), ctx.needs_input_grad[1:3]
+        of_square, of_variance = ctx.operation.gradients(
+            of_output, squared.to(of_output.dtype), variance.to(of_output.dtype), ctx.needs_input_grad[1:3]
         )
-        of_input = None if twice_of_square is None else twice_of_square.to(input.dtype).mul_(input)
-        of_log_sigma2 = None if twice_of_variance is None else variance.mul_(twice_of_variance).mul_(0.5)
+        of_input = None if of_square is None else _product(of_square.to(input.dtype), input, 2.0)
+        of_log_sigma2 = None if of_variance is None else variance.mul_(of_variance)
         return gradient, of_input, of_log_sigma2, None, None
+
+
+def _zero(like: torch.Tensor) -> torch.Tensor:
+    """What a scaled product or quotient is added to, so that scaling is not another pass over memory."""
+    return like.new_zeros(())
+
+
+def _product(first: torch.Tensor, second: torch.Tensor, factor: float) -> torch.Tensor:
+    """The product times a factor, in the memory of the first."""
+    return torch.addcmul(_zero(first), first, second, value=factor, out=first)
 
 
 def _inside(values: torch.Tensor, at: torch.Tensor, bound: float) -> torch.Tensor:
