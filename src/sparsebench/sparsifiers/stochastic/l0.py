@@ -20,6 +20,8 @@ __all__ = ["HardConcrete", "evaluation_gate", "sample_gate"]
 BETA, GAMMA, ZETA = 2.0 / 3.0, -0.1, 1.1
 INITIAL_DEVIATION = 0.01
 SHIFT = BETA * math.log(-GAMMA / ZETA)
+# Samples between which gates are neither 0 nor 1.
+UNCLAMPED = (-GAMMA / (ZETA - GAMMA), (1.0 - GAMMA) / (ZETA - GAMMA))
 
 
 def sample_gate(log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -29,14 +31,19 @@ def sample_gate(log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
         >>> sample_gate(torch.tensor([0.0, 9.0, -9.0]), torch.tensor([0.5, 0.5, 0.5]))
         tensor([0.5000, 1.0000, 0.0000])
     """
-    return stretched_sample(log_alpha, uniform).clamp_(0.0, 1.0)
+    return _gate(_concrete_sample(log_alpha, uniform))
 
 
-def stretched_sample(log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """Binary concrete samples, stretched from [0, 1] to [gamma, zeta] and not yet clamped; autograd cannot follow it."""
+def _concrete_sample(log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Binary concrete samples in [0, 1]; autograd cannot follow it."""
     # One logarithm of the quotient costs half as much as the difference of two.
     logistic = (uniform + 1e-8).div_(1.0 - uniform).log_()
-    return logistic.add_(log_alpha).mul_(1.0 / BETA).sigmoid_().mul_(ZETA - GAMMA).add_(GAMMA)
+    return logistic.add_(log_alpha).mul_(1.0 / BETA).sigmoid_()
+
+
+def _gate(concrete: torch.Tensor) -> torch.Tensor:
+    """Samples stretched from [0, 1] to [gamma, zeta] and clamped."""
+    return torch.add(concrete.new_full((), GAMMA), concrete, alpha=ZETA - GAMMA).clamp_(0.0, 1.0)
 
 
 def evaluation_gate(log_alpha: torch.Tensor) -> torch.Tensor:
@@ -126,16 +133,15 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-        stretched = stretched_sample(log_alpha, uniform)
-        ctx.save_for_backward(weight, stretched)
-        return stretched.clamp(0.0, 1.0).mul_(weight)
+        concrete = _concrete_sample(log_alpha, uniform)
+        ctx.save_for_backward(weight, concrete)
+        return _gate(concrete).mul_(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        weight, stretched = ctx.saved_tensors
-        of_weight = stretched.clamp(0.0, 1.0).mul_(gradient)
-        # The gradient of the clamp, many times faster than a bool mask; then that of the stretched sigmoid, by its value.
-        of_gate = torch.ops.aten.hardtanh_backward(gradient * weight, stretched, 0.0, 1.0)
-        slope = (stretched - GAMMA).mul_(ZETA - stretched)
-        return of_weight, slope.mul_(of_gate).mul_(1.0 / ((ZETA - GAMMA) * BETA)), None
+        weight, concrete = ctx.saved_tensors
+        of_gate = torch.addcmul(gradient.new_zeros(()), gradient, weight, value=(ZETA - GAMMA) / BETA)
+        # The gradient of the clamp, many times faster than a bool mask; then that of the sigmoid, by its value.
+        of_sample = torch.ops.aten.hardtanh_backward(of_gate, concrete, *UNCLAMPED)
+        return _gate(concrete).mul_(gradient), torch.ops.aten.sigmoid_backward(of_sample, concrete), None
