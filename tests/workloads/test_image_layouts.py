@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from sparsebench import cli
 from sparsebench.errors import SparsebenchError
+from sparsebench.training.config import resolve
 from sparsebench.workloads.images import in_memory, mapped_images, parquet_files
 from sparsebench.workloads.images.named_sets import images_workload
 from sparsebench.workloads.images.networks import make_network
@@ -103,6 +104,21 @@ def test_two_sets_in_one_folder_are_not_taken_for_one(tmp_path: Path) -> None:
         write_parquet(tmp_path / name / "train.parquet")
     with pytest.raises(SparsebenchError, match=r"holds several sets, in \S+/a and in \S+/b: give one of them$"):
         read_splits(tmp_path)
+
+
+def test_a_folder_of_several_sets_is_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        write_parquet(tmp_path / name / "train.parquet")
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "cifar-10-batches-py" / "data_batch_1").write_bytes(b"")
+    monkeypatch.setenv("SPARSEBENCH_DATA", str(tmp_path))
+    monkeypatch.setenv("SPARSEBENCH_CACHE", str(tmp_path / "cache"))
+    in_memory._prepared.cache_clear()
+    with pytest.raises(SparsebenchError, match=r"^imagenet is not here: put its folders train and val"):
+        resolve("imagenet", "dense", {})
+    monkeypatch.setenv("SPARSEBENCH_DATA_ALONE", "1")
+    with pytest.raises(SparsebenchError, match=rf"^mnist is not in {tmp_path}: put its files \(train\.parquet, test\.parquet"):
+        resolve("mnist", "dense", {})
 
 
 @BOTH

@@ -12,7 +12,7 @@ import torch
 from sparsebench.errors import SparsebenchError
 from sparsebench.workloads.images.labelled import LabelledImages
 
-__all__ = ["find_cifar", "read_cifar"]
+__all__ = ["find_cifar", "is_cifar", "read_cifar"]
 
 _LAYOUTS = {
     "cifar-10-batches-py": {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]},
@@ -33,6 +33,11 @@ class _ArraysOnly(pickle.Unpickler):
         if (module, name) not in _HARMLESS:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return super().find_class(module, name)
+
+
+def is_cifar(folder: Path) -> bool:
+    """Whether a folder has the name of one of torchvision's folders of CIFAR."""
+    return folder.name in _LAYOUTS
 
 
 def find_cifar(folder: Path, split: str) -> list[Path] | None:

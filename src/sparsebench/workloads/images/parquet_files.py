@@ -14,7 +14,7 @@ from sparsebench.workloads.data_folders import cache_folder
 from sparsebench.workloads.images.image_files import SPLIT_NAMES, EncodedImages
 from sparsebench.workloads.images.mapped_images import MappedImages, map_images
 
-__all__ = ["parquet_images", "split_parquet"]
+__all__ = ["holds_parquet", "parquet_images", "split_parquet"]
 
 # Of all files together. The images of larger ones are laid out in the cache and mapped into memory from there.
 IN_MEMORY_BYTES = 4 * 2**30
@@ -49,14 +49,23 @@ def split_parquet(folder: Path, split: str) -> list[Path]:
     Raises:
         SparsebenchError: Several folders in `folder` have some, which are several sets.
     """
-    for pattern in ("*.parquet", "*/*.parquet", "*/*/*.parquet"):
-        found = sorted(path for path in folder.glob(pattern) if _split_of(path, folder) == split)
+    for depth in range(3):
+        found = _parquet_at(folder, depth, split)
         places = sorted({path.parent for path in found})
         if len(places) > 1:
             raise SparsebenchError(f"{folder} holds several sets, in {places[0]} and in {places[1]}: give one of them")
         if found:
             return found
     return []
+
+
+def holds_parquet(folder: Path) -> bool:
+    """Whether Parquet files of training images lie in this very folder."""
+    return bool(_parquet_at(folder, 0, "train"))
+
+
+def _parquet_at(folder: Path, depth: int, split: str) -> list[Path]:
+    return sorted(path for path in folder.glob(f"{'*/' * depth}*.parquet") if _split_of(path, folder) == split)
 
 
 def _split_of(path: Path, folder: Path) -> str | None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.workloads.images.cifar_files import find_cifar, read_cifar
+from sparsebench.workloads.images.cifar_files import find_cifar, is_cifar, read_cifar
 from sparsebench.workloads.images.idx import find_idx, read_idx_pair
 from sparsebench.workloads.images.image_files import (
     SPLIT_NAMES,
@@ -31,7 +31,7 @@ from sparsebench.workloads.images.labelled import (
     decode_image,
     stack_images,
 )
-from sparsebench.workloads.images.parquet_files import parquet_images, split_parquet
+from sparsebench.workloads.images.parquet_files import holds_parquet, parquet_images, split_parquet
 
 __all__ = [
     "EncodedSplits",
@@ -174,9 +174,12 @@ def _find_splits(folder: Path, read: Callable[[Path, str], T | None], test_image
 
 
 def holds_training_images(folder: Path) -> bool:
-    """Whether training images lie in this very folder, as IDX or Parquet files, or in folders of classes."""
-    parquet = [path for path in split_parquet(folder, "train") if path.parent == folder]
-    return bool(find_idx(folder, "train") or find_cifar(folder, "train") or parquet or split_folder(folder, "train"))
+    """Whether training images lie in this very folder, as IDX, CIFAR's or Parquet files, or in folders of classes.
+
+    Raises:
+        SparsebenchError: One of two IDX files is missing.
+    """
+    return bool(find_idx(folder, "train") or is_cifar(folder) or holds_parquet(folder) or split_folder(folder, "train"))
 
 
 def _read_split(folder: Path, split: str) -> LabelledImages | None:
