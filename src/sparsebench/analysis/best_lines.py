@@ -9,13 +9,11 @@ import plotly.graph_objects as go
 
 from sparsebench.analysis import sparsity_axis
 from sparsebench.analysis.frontiers import Frontiers, Point
-from sparsebench.analysis.layout import LEVEL_LINE, as_plotly_text, base_layout, line_trace, metric_axis
+from sparsebench.analysis.layout import LEVEL_LINE, PLACE_DIGITS, as_plotly_text, base_layout, line_trace, metric_axis
 from sparsebench.analysis.palette import Style
 from sparsebench.analysis.wording import asked, count, metric_label, value
 
 __all__ = ["add_dense_level", "best_line", "half_widths", "means", "sparsity_layout"]
-
-_DIGITS = 5  # of the places of marks: more than a screen shows
 
 
 def means(best: Sequence[Point | None]) -> list[float | None]:
@@ -49,7 +47,7 @@ def best_line(
         else ""
         for sparsity, point in zip(sparsities, best, strict=True)
     ]
-    places = [round(sparsity_axis.position(sparsity), _DIGITS) for sparsity in sparsities]
+    places = [round(sparsity_axis.position(sparsity), PLACE_DIGITS) for sparsity in sparsities]
     return line_trace(name, places, means(best), texts, look, **more)
 
 

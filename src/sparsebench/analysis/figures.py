@@ -13,7 +13,7 @@ from sparsebench.analysis.axes import Axis, axes
 from sparsebench.analysis.best_lines import half_widths, means
 from sparsebench.analysis.frontiers import DENSE, Frontiers, Point
 from sparsebench.analysis.latencies import Measured
-from sparsebench.analysis.layout import as_plotly_text, base_layout, line_trace, metric_axis
+from sparsebench.analysis.layout import PLACE_DIGITS, as_plotly_text, base_layout, line_trace, metric_axis
 from sparsebench.analysis.palette import style
 from sparsebench.analysis.point_marks import point_marks, thin_out
 from sparsebench.analysis.published_curves import PublishedCurve, published_traces
@@ -25,7 +25,6 @@ __all__ = ["TradeOff", "facts", "trade_off"]
 
 _DODGE = 0.011  # between methods that stand at the same sparsity, in units of the axis
 _CLOSE = 0.1  # of the highest value
-_DIGITS = 5  # of the places of marks: more than a screen shows
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def _places(scales: Sequence[Axis], points: Sequence[Point | None]) -> dict[str,
 
 def _rounded(scale: Axis, point: Point | None) -> float | None:
     place = None if point is None else scale.place(point)
-    return None if place is None else float(f"{place:.{_DIGITS}g}")
+    return None if place is None else float(f"{place:.{PLACE_DIGITS}g}")
 
 
 def _line_trace(
@@ -120,7 +119,7 @@ def _line_trace(
     best = [f"<b>{as_plotly_text(method)}</b>: best at {asked(sparsity)} or more<br>" for sparsity in sparsities]
     return line_trace(
         method,
-        [round(sparsity_axis.position(sparsity) + shift, _DIGITS) for sparsity in sparsities],
+        [round(sparsity_axis.position(sparsity) + shift, PLACE_DIGITS) for sparsity in sparsities],
         means(chosen),
         [title + facts(point, metric) if point else "" for title, point in zip(best, chosen, strict=True)],
         style(method),

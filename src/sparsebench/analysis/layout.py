@@ -11,10 +11,13 @@ import plotly.graph_objects as go
 from sparsebench.analysis.palette import Style
 from sparsebench.analysis.wording import metric_label
 
-__all__ = ["LEVEL_LINE", "as_plotly_text", "base_layout", "line_trace", "metric_axis", "short_name"]
+__all__ = ["LEVEL_LINE", "PLACE_DIGITS", "as_plotly_text", "base_layout", "line_trace", "metric_axis", "short_name"]
 
 LEVEL_LINE = {"color": "#808080", "width": 1.5, "dash": "dash"}
 """The look of a line that marks a level: the dense network, the sparsity asked about."""
+
+PLACE_DIGITS = 5
+"""Of the places of marks: more than a screen shows."""
 
 _LONGEST = 90  # letters of one line in a hover label
 _LONGEST_NAME = 34  # letters of a layer's name that a phone has room for

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import plotly.graph_objects as go
 
 from sparsebench.analysis.frontiers import Point
-from sparsebench.analysis.layout import as_plotly_text
+from sparsebench.analysis.layout import PLACE_DIGITS, as_plotly_text
 from sparsebench.analysis.palette import style
 from sparsebench.analysis.settings import varying_settings
 from sparsebench.analysis.wording import listing, measured, metric_label, value
@@ -18,8 +18,6 @@ __all__ = ["MOST_POINTS", "point_marks", "thin_out"]
 
 MOST_POINTS = 6000
 """How many marks a figure has: more would neither be told apart nor fit the page."""
-
-_DIGITS = 5  # of the places of marks: more than a screen shows
 
 T = TypeVar("T")
 
@@ -80,8 +78,8 @@ def point_marks(
     lines = [f"{_literal(label)} %{{customdata[{number}]}}" for number, label in enumerate(columns)]
     marker = {"color": look.colour, "symbol": look.symbol, "size": 6, "opacity": 0.45} | more.pop("marker", {})
     return go.Scatter(
-        x=[round(place(point.sparsity), _DIGITS) for point in points],
-        y=[round(point.test.mean, _DIGITS) for point in points],
+        x=[round(place(point.sparsity), PLACE_DIGITS) for point in points],
+        y=[round(point.test.mean, PLACE_DIGITS) for point in points],
         customdata=list(zip(*columns.values(), strict=True)),
         hovertemplate="<br>".join([f"<b>{_literal(name)}</b>", *lines]) + "<extra></extra>",
         mode="markers",
