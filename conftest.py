@@ -1,4 +1,4 @@
-"""Runs the examples of README and CONTRIBUTING as tests; those in docstrings are run by pytest itself."""
+"""Settings of all tests; runs the examples of README and CONTRIBUTING as tests, those in docstrings are run by pytest itself."""
 
 import os
 from collections.abc import Iterator
@@ -7,9 +7,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import hypothesis
 import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
+
+# Other programs may take the cores, and a first example may load torch: how long an example takes says nothing.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -65,7 +65,7 @@ def test_convolutions_against_a_naive_loop(options):
     assert costs(layer, image)["weight"] == naive_conv2d(layer, image)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     dims=st.integers(1, 3),
     transposed=st.booleans(),

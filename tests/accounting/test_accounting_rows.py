@@ -226,7 +226,7 @@ def test_the_report_of_a_copy_is_equal():
     assert report(copy.deepcopy(model)) == report(model)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=2, max_size=5),
     sparsity=st.floats(0, 1),

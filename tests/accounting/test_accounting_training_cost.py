@@ -90,7 +90,7 @@ def test_layers_left_out_are_dense():
     assert cost.relative == pytest.approx((CONVOLUTION + 0.5 * LINEAR) / (CONVOLUTION + LINEAR), rel=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.floats(0.0, 6.0), st.integers(1, 100)), max_size=10))
 def test_sums_are_those_by_hand_and_go_on_where_they_were_saved(steps):
     cost = TrainingCost({"a": 10.0, "b": 5.0})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from analysis_studies import point, run, write
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from page_reader import Page
 
@@ -151,7 +151,6 @@ def test_without_dense_or_sparsities_nothing_is_said(tmp_path):
 numbers = st.lists(st.integers(-500, 500).map(lambda number: number / 100), min_size=3, max_size=6, unique=True)
 
 
-@settings(deadline=None)
 @given(numbers, numbers, st.floats(0.1, 3.0))
 def test_margin_tests_are_scipys_one_sided_tests(first, second, limit):
     apart = difference(dict(enumerate(first)), dict(enumerate(second)), paired=False)

@@ -189,7 +189,7 @@ def naive(records, method, sparsity):
     return None if best is None else best[1]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(studies())
 def test_random_studies_agree_with_the_rule_read_aloud(records):
     asked = [0.5, 0.9, 0.95]

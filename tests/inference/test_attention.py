@@ -113,7 +113,7 @@ def assert_close(found, expected):
     assert (found - expected).abs().max() <= 1e-4 * max(1.0, float(expected.abs().max()))
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     st.sampled_from([plain, permuted]),
     st.tuples(st.integers(1, 4), st.sampled_from([1, 3, 8, 16, 21])),

@@ -101,7 +101,7 @@ STEPS = st.tuples(
 SHAPES = st.sampled_from([(1,), (3,), (8,), (2, 5), (17,), (4, 16), (3, 1, 30), (150,), (0, 4)])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.lists(st.sampled_from([1, 5, 16, 20, 33]), min_size=1, max_size=2),
     st.lists(STEPS, min_size=2, max_size=9),

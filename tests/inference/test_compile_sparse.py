@@ -134,7 +134,7 @@ def chains(draw):
     return pruned(nn.Sequential(*parts), 0.7), x.to(memory_format=torch.channels_last) if images and draw(st.booleans()) else x
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(chains())
 def test_chains_compute_the_same(chain):
     model, x = chain

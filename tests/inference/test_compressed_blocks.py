@@ -34,7 +34,7 @@ SIZES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 129]))
 COLUMNS = st.one_of(st.tuples(st.integers(1, 3), st.integers(1, 70)), st.tuples(st.just(1), st.integers(1, 9)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.tuples(SIZES, SIZES),
     st.one_of(COLUMNS, st.tuples(st.integers(1, 9), st.just(1))),
@@ -76,7 +76,7 @@ def test_layer_large_enough_for_several_threads(path, shape):
     assert layer.weight.equal(dense.weight)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 50), st.integers(0, 20), st.sampled_from([0.0, 0.3, 0.95]))
 def test_matrix_comes_back_and_fill_is_counted(outputs, inputs, sparsity):
     weight = torch.randn(outputs, inputs) * (torch.rand(outputs, inputs) >= sparsity)

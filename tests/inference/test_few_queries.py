@@ -58,7 +58,7 @@ def tensors(draw):
     return made
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(given=tensors())
 def test_it_equals_the_formula(path, threads, given):
     attention = FewQueries(F.scaled_dot_product_attention if path == "torch" else never)

@@ -59,7 +59,7 @@ def networks(draw):
 
 
 @pytest.mark.usefixtures("path", "threads")
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(networks())
 def test_outputs_are_those_of_the_dense_network(network):
     model, batches = network

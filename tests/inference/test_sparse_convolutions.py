@@ -78,7 +78,7 @@ def addend(kind: str, like: torch.Tensor):
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 @pytest.mark.usefixtures("threads")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.sampled_from([1, 3, 7, 1000]))
 @example((pruned(nn.Conv2d(3, 40, 3, 2, 1), 0.5), torch.randn(2, 3, 30, 30), True, "the same"), 2)
 @example((pruned(nn.Conv2d(40, 5, 1, 2), 0.5), torch.randn(1, 40, 30, 30), False, "nothing"), 9)
@@ -129,7 +129,7 @@ def test_large_convolution_is_torchs(path, layer, shape, last):
     assert found.stride() == expected.stride()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     st.integers(1, 3),
     st.lists(st.integers(1, 9), min_size=3, max_size=3),

@@ -59,7 +59,7 @@ SIZES = st.one_of(st.integers(1, 40), st.sampled_from([63, 64, 65, 129, 257, 600
 STORAGES = [CompressedRows, CompressedTiles]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(STORAGES),
     st.tuples(SIZES, SIZES),
@@ -104,7 +104,7 @@ def test_linear_is_torchs(path, storage, outputs, inputs, shape):
     assert found.is_contiguous()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(STORAGES), st.tuples(SIZES, SIZES), st.sampled_from([0.0, 0.5, 0.95, 1.0]), st.integers(0, 2**31))
 def test_what_is_compressed_is_the_matrix(storage, sizes, sparsity, seed):
     weight = sparse_weight(*sizes, sparsity, seed)

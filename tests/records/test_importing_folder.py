@@ -125,7 +125,7 @@ ROWS = st.lists(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(ROWS)
 def test_best_values_are_those_of_a_plain_loop(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, float, int]]

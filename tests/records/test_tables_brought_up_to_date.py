@@ -74,7 +74,7 @@ NAME = st.tuples(st.just("name"), st.sampled_from(["one", "two"]))
 LOOK = st.tuples(st.just("look"))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.one_of(WRITE, WRITE, WRITE, REMOVE, LOSE, NAME, LOOK, LOOK), min_size=1, max_size=15))
 def test_step_by_step_is_at_once(actions: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as place:

@@ -33,7 +33,7 @@ def final(allocation, shapes):
     return {group.names[0]: group.sparsity for group in groups}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(shapes_of_models, sparsities)
 def test_erdos_renyi_kernel_equals_the_oracle_and_meets_the_target(shapes, sparsity):
     found = final(ErdosRenyiKernel(sparsity), shapes)
@@ -43,7 +43,7 @@ def test_erdos_renyi_kernel_equals_the_oracle_and_meets_the_target(shapes, spars
     assert sum(found[name] * sizes[name] for name in shapes) == pytest.approx(sparsity * sum(sizes.values()), abs=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(shapes_of_models, sparsities, sparsities)
 def test_erdos_renyi_kernel_is_monotone_in_the_sparsity(shapes, first, second):
     assume(first < second)
@@ -58,7 +58,7 @@ def test_uniform_gives_each_layer_a_group_and_global_one_for_all():
     assert (group.names, group.sparsity) == (("a.weight", "b.weight"), 0.7)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(shapes_of_models, sparsities)
 def test_uniform_with_a_dense_first_layer_meets_the_target_or_says_what_is_possible(shapes, sparsity):
     sizes = [math.prod(shape) for shape in shapes.values()]

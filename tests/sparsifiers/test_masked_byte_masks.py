@@ -97,7 +97,7 @@ def test_a_byte_is_what_a_mask_takes():
     assert bytes_of_masks(sparsifier) == 100
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=3),
     st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),

@@ -70,7 +70,7 @@ def training(case, method, times, seed, factor, steps):
 def test_peers_row_8_gradients_of_dropped_weights_reach_nothing(case):
     """PEERS 8 and 10: neither weights, nor values kept aside, nor the optimizer's memory of what returns; bit for bit."""
 
-    @settings(max_examples=4, deadline=None)
+    @settings(max_examples=4)
     @given(
         st.sampled_from(sorted(METHODS)),
         st.integers(0, 3),

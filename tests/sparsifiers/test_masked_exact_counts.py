@@ -145,14 +145,14 @@ def check(case):
     assert sparsifier.sparsity == pytest.approx(dropped / sum(map(np.size, expected.values())), abs=1e-12)
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(cases())
 def test_peers_row_19_counts_are_exact_and_ties_go_by_row_major_index(case):
     check(case)
 
 
 @pytest.mark.slow
-@settings(max_examples=3_000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(max_examples=3_000, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(cases())
 def test_peers_row_19_counts_are_exact_in_many_more_cases(case):
     check(case)

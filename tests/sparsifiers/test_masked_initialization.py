@@ -56,7 +56,7 @@ def mean_loss(model, batches):
     return sum(float(cross_entropy(model, pair).detach()) for pair in batches) / len(batches)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(widths, seeds)
 def test_snip_is_the_change_of_the_loss_as_a_connection_weakens(sizes, seed):
     model, batches = mlp(sizes, seed), data(sizes, seed)
@@ -72,7 +72,7 @@ def test_snip_is_the_change_of_the_loss_as_a_connection_weakens(sizes, seed):
             assert float(scores[index]) == pytest.approx(abs(losses[0] - losses[1]) / 2e-5, abs=1e-7)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 3), st.floats(0.5, 100.0), seeds)
 def test_grasp_equals_its_closed_form_for_linear_regression(into, out, count, temperature, seed):
     generator = np.random.default_rng(seed)
@@ -91,7 +91,7 @@ def test_grasp_equals_its_closed_form_for_linear_regression(into, out, count, te
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12 * np.abs(expected).max())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(widths, seeds, st.sampled_from([1.0, 200.0]))
 def test_grasp_equals_finite_differences_of_the_gradient(sizes, seed, temperature):
     model, batches = mlp(sizes, seed), data(sizes, seed)
@@ -144,7 +144,7 @@ def synflow_loop(weights, sparsity, rounds):
     return masks
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(widths, seeds, st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.98, 1.0]), st.integers(1, 12), st.booleans())
 def test_synflow_equals_a_loop_over_its_rounds(sizes, seed, sparsity, rounds, bias):
     generator = np.random.default_rng(seed)
@@ -218,7 +218,7 @@ def test_synflow_never_empties_a_layer_of_a_chain_at_999_per_mille(kind, seed):
         assert emptied(sparsebench.initialize_masks(model, sparsity=0.999, score="magnitude")), "the control must fail"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 60), min_size=4, max_size=6), st.integers(0, 3), st.integers(0, 10_000))
 def test_synflow_never_empties_a_layer_while_there_is_a_weight_for_each(widths, spare, seed):
     """Chains of any widths, as many weights kept as there are layers and hardly more; 99.9 % where they are wide."""

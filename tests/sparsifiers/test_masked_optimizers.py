@@ -313,7 +313,7 @@ def test_state_is_not_touched_between_updates_nor_by_attaching():
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     case=st.sampled_from([case for case in STEPWISE_CASES if case[0] in EACH_ALONE]),
     policy=st.sampled_from(["gone", "returning"]),

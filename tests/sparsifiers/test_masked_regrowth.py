@@ -146,7 +146,7 @@ def test_masks_equal_the_oracle_s_over_200_steps(kind, allocation_name, early):
 shares_and_room = st.lists(st.tuples(st.one_of(st.just(0.0), st.floats(1e-3, 1e3)), st.integers(0, 50)), min_size=1, max_size=7)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(shares_and_room, st.floats(0.0, 1.0))
 def test_apportioning_equals_the_oracle_and_meets_the_total(members, part):
     shares, room = [share for share, _ in members], [capacity for _, capacity in members]

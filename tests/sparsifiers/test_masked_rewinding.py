@@ -26,7 +26,7 @@ def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(0.0, 1.0), st.integers(0, 1000), st.sampled_from([torch.contiguous_format, torch.channels_last]))
 def test_given_masks_are_held_exactly(sparsity, seed, memory_format):
     model = classifier(memory_format=memory_format)

@@ -121,7 +121,7 @@ def dropped_by(model, structure, chosen, **options):
     return sparsifier
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(layers)
 def test_the_matrix_of_a_layer_has_the_documented_order_and_an_inverse(layer):
     numbers = torch.arange(layer.weight.numel()).reshape(layer.weight.shape)
@@ -151,7 +151,7 @@ def test_rows_of_the_matrix_are_the_outputs_of_a_transposed_convolution():
             assert zero.tolist() == [other == output for other in range(layer.out_channels)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(layers, min_size=1, max_size=3),
     st.one_of(st.just(Element()), st.just(Channel()), st.builds(Block, st.integers(1, 4), st.integers(1, 4))),
@@ -183,7 +183,7 @@ def test_masks_equal_those_of_a_loop_over_units(members, structure, sparsity, se
         assert bool((layer.weight.detach()[~mask] == 0).all())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(layers, st.integers(1, 3), st.integers(1, 4), st.integers(0, 2**32 - 1), st.booleans())
 def test_n_of_m_keeps_the_best_of_every_m_inputs(layer, n, more, seed, ties):
     structure = NOfM(n, n + more)

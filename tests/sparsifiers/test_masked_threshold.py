@@ -39,7 +39,7 @@ def check(tensors, keep, candidates=None):
         np.testing.assert_array_equal(mask.numpy(), wanted)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(
     st.sampled_from(list(KINDS)),
     st.lists(st.integers(1, 400), min_size=1, max_size=4),

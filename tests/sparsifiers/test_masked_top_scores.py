@@ -60,14 +60,14 @@ def check(tensors, keep):
         np.testing.assert_array_equal(mask.numpy(), wanted)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(score_tensors(), st.sampled_from([0, 1, 7, masks.FEW_CANDIDATES]))
 def test_the_kept_scores_are_those_of_a_stable_sort(case, few):
     with mock.patch.object(masks, "FEW_CANDIDATES", few):
         check(*case)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(score_tensors(), st.sampled_from([0, masks.MANY_SCORES]), st.booleans())
 def test_scores_by_a_key_are_ranked_as_if_they_were_all_there(case, many, some):
     tensors, keep = case
@@ -128,7 +128,7 @@ def test_equal_scores_are_never_gathered_however_many_they_are(monkeypatch, dtyp
     assert max(gathered, default=0) <= masks.FEW_CANDIDATES
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(0, 5), min_size=0, max_size=4), st.integers(0, 2**32 - 1), st.sampled_from(LAYOUTS))
 def test_masks_survive_packing_to_bits(shape, seed, layout):
     mask = torch.from_numpy(np.asarray(np.random.default_rng(seed).random(shape) < 0.5))

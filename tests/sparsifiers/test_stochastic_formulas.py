@@ -67,7 +67,7 @@ def doubles(values, requires_grad=False):
     return torch.tensor(np.asarray(values), dtype=torch.float64, requires_grad=requires_grad)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PAIRS)
 @example([(0.0, 0.0)])
 @example([(1e-4, -10.0)])
@@ -78,7 +78,7 @@ def test_log_alpha_is_the_formula_and_is_not_clipped(pairs):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PAIRS)
 @example([(0.0, -10.0), (1.0, -9.0), (1.0, 9.0), (1.0, 0.0)])
 def test_divergence_of_variational_dropout_is_the_sum_of_the_formula(pairs):
@@ -88,7 +88,7 @@ def test_divergence_of_variational_dropout_is_the_sum_of_the_formula(pairs):
     np.testing.assert_allclose(found, expected_kl(theta, log_sigma2).sum(), rtol=1e-12, atol=1e-11)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PAIRS)
 def test_gradient_of_the_divergence_is_the_derivative_of_the_formula(pairs):
     theta, log_sigma2 = np.array(pairs).T
@@ -150,7 +150,7 @@ def test_divergence_falls_as_noise_rises():
     assert found[-1] > 0.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PAIRS, st.floats(-5.0, 10.0))
 def test_kept_are_those_below_the_threshold(pairs, threshold):
     theta, log_sigma2 = np.array(pairs).T
@@ -168,7 +168,7 @@ def test_a_weight_exactly_at_the_threshold_is_dropped():
     assert VariationalDropout().kept(weight, auxiliary, np.nextafter(at, 9.0)).tolist() == [True]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     hnp.arrays(np.float64, 8, elements=st.floats(-40.0, 40.0)),
     hnp.arrays(np.float64, 8, elements=st.floats(0.0, 1.0, exclude_max=True)),
@@ -179,7 +179,7 @@ def test_sample_of_the_hard_concrete(log_alphas, uniform):
     np.testing.assert_allclose(found, expected_sample(log_alphas, uniform), rtol=0, atol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hnp.arrays(np.float64, 8, elements=st.floats(-60.0, 60.0)))
 def test_evaluation_gate_and_penalty(log_alphas):
     np.testing.assert_allclose(evaluation_gate(doubles(log_alphas)), expected_gate(log_alphas), rtol=0, atol=1e-13)
@@ -188,7 +188,7 @@ def test_evaluation_gate_and_penalty(log_alphas):
     np.testing.assert_allclose(found, expected_open(log_alphas).sum(), rtol=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(hnp.arrays(np.float64, 8, elements=st.floats(-20.0, 20.0)))
 def test_gradient_of_the_l0_penalty(log_alphas):
     weight, auxiliary = doubles(np.ones(8), True), doubles(log_alphas, True)
@@ -213,7 +213,7 @@ def test_l0_drops_exactly_where_the_evaluation_gate_is_zero():
     assert HardConcrete().kept(doubles(np.zeros(4)), auxiliary, None).tolist() == [False, True, False, True]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     hnp.arrays(np.float64, (3, 4), elements=THETA),
     hnp.arrays(np.float64, (3, 4), elements=st.floats(-30.0, 20.0)),

@@ -107,7 +107,7 @@ def test_log_alpha_is_not_clipped_in_evaluation():
     assert [point.sparsity for point in sparsifier.points()] == [0.75, 0.5, 0.5, 0.25]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**31), st.lists(st.floats(-30.0, 30.0), min_size=1, max_size=6))
 def test_sparsity_is_the_exact_fraction_and_falls_as_the_threshold_rises(seed, thresholds):
     generator = torch.Generator().manual_seed(seed)

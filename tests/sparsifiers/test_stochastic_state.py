@@ -51,7 +51,7 @@ class Run:
 
 
 @both
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(0, 8), st.integers(0, 2**20))
 def test_peers_row_7_resumed_training_is_bit_identical(auxiliary, method, split, seed):
     whole = Run(method, seed)

@@ -189,7 +189,7 @@ def expected_progress(step, begin, end, shape):
     return part if shape == "linear" else 1.0 - (1.0 - part) ** 3
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(sorted(METHODS)),
     st.sampled_from(["linear", "cubic"]),

@@ -196,7 +196,7 @@ def trained_like_the_textbook(make, textbook, thresholds, case):
             assert torch.equal(final[name] == 0, weight == 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     trainings(),
     st.sampled_from(["example", "position", "weight"]),
@@ -209,7 +209,7 @@ def test_variational_dropout_trains_as_its_formulas_say(case, noise, thresholds)
     trained_like_the_textbook(make, VariationalDropoutTextbook(noise), thresholds, case)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(trainings(), st.integers(0, 99))
 def test_l0_regularization_trains_as_its_formulas_say(case, seed):
     def make(**arguments):

@@ -171,7 +171,7 @@ def test_peers_row_7_every_step_equals_numpy_s_and_a_resumed_training_its_own(ki
     """PEERS 4, 7, 8 and 19: masks, weights and optimizer state after every step; the state after a resume bit for bit."""
 
     # The same cases each time: Erdos-Renyi sparsities at an exact half are rounded differently by two orders of arithmetic.
-    @settings(max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
     @given(trainings(kind))
     def check(case):
         trained_like_the_oracle(kind, *case)

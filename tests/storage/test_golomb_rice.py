@@ -32,7 +32,7 @@ def decoded(code: np.ndarray, kept: int, parameter: int, length: int) -> np.ndar
     return mask
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(mask=masks(), chunk=st.sampled_from([8, 24, 64, 1000, 1 << 20]), element=st.sampled_from(["u1", "u2", "u4", "u8", "?"]))
 @example(mask=np.zeros(0, bool), chunk=8, element="u1")
 @example(mask=np.repeat([False, True], [2000, 1]), chunk=64, element="u4")  # a gap over many chunks
@@ -71,7 +71,7 @@ def test_random_mask_takes_at_most_three_per_cent_more_than_its_entropy(density:
     assert entropy <= 8 * gaps.code_bytes(gaps.best_parameter) <= 1.03 * entropy
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(
     code=st.binary(max_size=60),
     kept=st.integers(0, 70) | st.integers(0, 2**59),

@@ -46,7 +46,7 @@ def states(draw: st.DrawFn) -> dict[str, torch.Tensor]:
     return state
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(state=states())
 def test_any_state_comes_back_to_the_last_bit(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "x"

@@ -128,7 +128,7 @@ def test_values_are_those_of_the_grid(tmp_path: Path, search: str) -> None:
             assert round((given["end"] - given["begin"]) / config.recipe.steps, 2) in (0.1, 0.2, 0.3, 0.4)
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), search=st.sampled_from([*SEARCHES, "{sampler: tpe, generation: 14, stop: hyperband}"]))
 def test_proposals_depend_neither_on_the_order_of_results_nor_on_restarts(
     tmp_path_factory: pytest.TempPathFactory, seed: int, search: str

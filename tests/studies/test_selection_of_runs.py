@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsebench.errors import SparsebenchError
@@ -21,14 +21,12 @@ def ids(configs: list[RunConfig]) -> list[str]:
     return [config.run_id for config in configs]
 
 
-@settings(deadline=None)
 @given(shares=st.integers(1, 12))
 def test_shares_have_every_run_once(shares: int) -> None:
     found = [ids(Selection(shard=f"{number}/{shares}").choose(RUNS)) for number in range(1, shares + 1)]
     assert sorted(run_id for share in found for run_id in share) == sorted(ids(RUNS))
 
 
-@settings(deadline=None)
 @given(shares=st.integers(1, 12), known=st.sets(st.integers(0, len(RUNS) - 1)))
 def test_share_of_a_run_stays_when_the_study_grows(shares: int, known: set[int]) -> None:
     some = [RUNS[index] for index in sorted(known)]

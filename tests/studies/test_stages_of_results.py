@@ -121,7 +121,7 @@ def test_equal_points_are_told_apart_by_sparsity_and_then_by_the_configuration(t
     assert chosen({config.run_id: 0.95 + 0.01 * (config.run_id == sparser) for config in grid}) == {sparser}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_choice_is_that_of_a_plain_search(tmp_path: Path, data: st.DataObject) -> None:
     study = read(tmp_path, HEAD + BEST)

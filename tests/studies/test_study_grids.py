@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparsebench.errors import SparsebenchError
@@ -35,7 +35,6 @@ def test_range_by_steps_has_both_ends_and_the_numbers_that_were_meant(tmp_path: 
     assert [config.run_id for config in plan(tmp_path, "l0", "{penalty: {from: 0.1, to: 0.7, by: 0.2}}")] == with_list
 
 
-@settings(deadline=None)
 @given(st.floats(1e-3, 1.0), st.floats(1.5, 1e3), st.integers(2, 6))
 def test_log_range_has_equal_ratios(tmp_path_factory: pytest.TempPathFactory, first: float, factor: float, count: int) -> None:
     last = first * factor

@@ -74,7 +74,7 @@ VALUE = st.sampled_from([10.0, 20.0, 30.0])
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_best_stage_is_the_best_configuration_at_each_sparsity_by_validation(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:

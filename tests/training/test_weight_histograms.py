@@ -35,7 +35,7 @@ def naive(weights: list[float]) -> list[int]:
     return counts
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(VALUES, max_size=40), st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
 def test_weights_are_counted_where_they_lie(values: list[float], dtype: torch.dtype) -> None:
     tensor = torch.tensor(values, dtype=dtype)

@@ -32,7 +32,7 @@ def write(file: Path, images: list[bytes | None], labels: list[int], group: int 
     return file
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.lists(st.binary(min_size=1, max_size=40), max_size=20), min_size=1, max_size=4),
     st.integers(1, 9),
