@@ -314,6 +314,31 @@ def test_rounds_score_what_is_left():
     assert seen == [{"weight": 200}, {"weight": 100}]
 
 
+@pytest.mark.parametrize("score", ["snip", "grasp", "synflow"])
+def test_layers_that_nothing_flows_through_are_told_of(score):
+    class Block(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.inner, self.norm = nn.Linear(6, 6, bias=False), nn.LayerNorm(6)
+            nn.init.constant_(self.norm.weight, scale)
+
+        def forward(self, x):
+            return x + self.norm(self.inner(x))
+
+    def masks(scale):
+        torch.manual_seed(0)
+        model = nn.Sequential(Block(scale), nn.Linear(6, 2))
+        return sparsebench.initialize_masks(model, loss_fn, [batch], sparsity=0.5, score=score)
+
+    def loss_fn(model, given):
+        return nn.functional.cross_entropy(model(given[0]), given[1])
+
+    batch = torch.randn(8, 6), torch.randint(2, (8,))
+    assert masks(1.0)["0.inner.weight"].any()
+    with pytest.warns(UserWarning, match=r"all scores of 0\.inner\.weight are 0: nothing depends on them yet"):
+        masks(0.0)
+
+
 def test_what_was_dropped_in_a_round_stays_dropped_whatever_it_scores_later():
     def zeros_first(network):
         seen.append(network.weights["weight"].detach() != 0)

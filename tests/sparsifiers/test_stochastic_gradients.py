@@ -98,6 +98,25 @@ def test_zero_inputs_and_zero_weights_have_finite_gradients_in_half_precision(me
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gates_learn_exactly_where_they_are_neither_0_nor_1(dtype):
+    torch.manual_seed(0)
+    weight = torch.ones(20_000, dtype=dtype)
+    log_alpha = (4.0 * torch.randn(20_000)).to(dtype).requires_grad_()
+    gated = HardConcrete().sample_weight(weight, log_alpha, torch.rand(20_000).to(dtype).clamp(max=0.99))
+    (gradient,) = torch.autograd.grad(gated.sum(), log_alpha)
+    assert (gated == 0).any()
+    assert (gated == 1).any()
+    assert not gradient[(gated == 0) | (gated == 1)].any()
+    assert (gradient[(gated > 0) & (gated < 1)] > 0).all()
+    large = torch.autograd.grad(HardConcrete().sample_weight(weight, log_alpha, torch.full_like(weight, 0.5)).sum(), log_alpha)[0]
+    scaled = torch.autograd.grad(
+        HardConcrete().sample_weight(weight, log_alpha, torch.full_like(weight, 0.5)), log_alpha, torch.full_like(weight, 6e4)
+    )[0]
+    assert scaled.isfinite().all()
+    assert torch.allclose(scaled.float(), 6e4 * large.float(), rtol=0.02, atol=60.0)
+
+
 @pytest.mark.parametrize("method", METHODS.values())
 def test_penalty_of_a_large_layer_is_finite_in_half_precision(method):
     half, single = nn.Linear(400, 400).half(), nn.Linear(400, 400)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sparsebench import cli
 from sparsebench.errors import SparsebenchError
 from sparsebench.storage import load_compressed
-from sparsebench.training.devices import devices, launched_processes, part_of_batch
+from sparsebench.training.devices import _SeveralProcesses, devices, launched_processes, part_of_batch
 from sparsebench.workloads.images.digits import DIGITS
 from sparsebench.workloads.images.measures import Images
 from sparsebench.workloads.translation.batches import TokenBatch
@@ -180,9 +180,21 @@ def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch,
         devices.cache_clear()
 
 
+def test_a_workload_that_reads_parts_is_asked_for_no_whole_batch() -> None:
+    class Reads:
+        def part_of_batch(self, seed: int, step: int, batch_size: int, index: int, count: int) -> tuple[Any, float]:
+            return (torch.tensor([seed, step, batch_size, index, count]),), 0.5
+
+    where = object.__new__(_SeveralProcesses)
+    where.device, where.processes, where.rank = torch.device("cpu"), 3, 2
+    (given,), share = where.batch(Reads(), 7, 11, 64)  # type: ignore[arg-type]
+    assert given.tolist() == [7, 11, 64, 2, 3]
+    assert share == 0.5
+
+
 def test_processes_of_mpi_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-    with pytest.raises(SparsebenchError, match="OMPI_COMM_WORLD_SIZE=2: started by MPI; expected torchrun"):
+    with pytest.raises(SparsebenchError, match="OMPI_COMM_WORLD_SIZE=2: started by mpirun; expected torchrun"):
         launched_processes()
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert launched_processes() == 3

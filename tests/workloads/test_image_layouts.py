@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from idx_files import idx_bytes, write_idx_split
 from PIL import Image
 from typer.testing import CliRunner
@@ -156,6 +157,109 @@ def test_images_of_every_ending_and_behind_links_are_read_once(tmp_path: Path, r
     assert len(names) == len(set(names)) == CLASSES * EACH + 3
 
 
+@BOTH
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("TRAIN", "Val")])
+def test_splits_are_known_in_letters_of_any_case(tmp_path: Path, read: Any, names: tuple[str, str]) -> None:
+    for name in names:
+        write_classes(tmp_path / name)
+    splits = read(tmp_path)
+    assert splits.classes == CLASSES
+    assert len(splits.test.labels) == CLASSES * EACH
+
+
+@BOTH
+def test_folders_that_are_no_classes_are_not_taken_for_them(tmp_path: Path, read: Any) -> None:
+    for name in ("seg_train", "seg_test"):
+        write_classes(tmp_path / "nested" / name / name)
+        write_classes(tmp_path / "flat" / name)
+        for file in (tmp_path / "flat" / name).rglob("*.png"):
+            file.rename(tmp_path / "flat" / name / f"{file.parent.name}-{file.name}")
+    refused(read, tmp_path / "nested", "nested holds no training images: expected")
+    message = "flat holds seg_test, seg_train, which look like splits: call them train and test"
+    for place in (tmp_path / "flat").rglob("class*"):
+        if place.is_dir():
+            place.rmdir()
+    refused(read, tmp_path / "flat", message)
+
+
+@BOTH
+def test_a_labelled_test_split_is_never_passed_over(tmp_path: Path, read: Any) -> None:
+    for split in ("train", "test"):
+        write_classes(tmp_path / split)
+    for file in (tmp_path / "test" / "class1").iterdir():
+        file.rename(file.with_suffix(".heic"))
+    refused(read, tmp_path, r"test/class1 is an empty class: put images of it there \(\.bmp, ")
+
+
+@BOTH
+def test_other_splits_lie_where_training_does(tmp_path: Path, read: Any) -> None:
+    write_parquet(tmp_path / "train.parquet")
+    expected = contents(read(tmp_path))
+    for other in ("old/test.parquet", "a/b/test.parquet", ".backup/test.parquet", "test/0000.parquet"):
+        write_parquet(tmp_path / other)
+    assert contents(read(tmp_path)) == expected
+    hidden = write_parquet(tmp_path / "set" / "data" / "train.parquet")
+    expected = contents(read(tmp_path / "set"))
+    write_parquet(tmp_path / "set" / ".data" / hidden.name)
+    assert contents(read(tmp_path / "set")) == expected
+
+
+@BOTH
+def test_training_images_without_labels_are_named(tmp_path: Path, read: Any) -> None:
+    write_parquet(tmp_path / "train.parquet", [-1] * CLASSES * EACH)
+    refused(read, tmp_path, "holds training images without labels: all are -1")
+
+
+@BOTH
+def test_two_links_to_one_folder_count_once_under_the_first_name(tmp_path: Path, read: Any) -> None:
+    found = []
+    for order in (("a", "b"), ("b", "a")):
+        folder, elsewhere = write_classes(tmp_path / f"{order[0]} first" / "set"), tmp_path / f"{order[0]} first" / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "more.png").write_bytes(picture(200))
+        for name in order:
+            (folder / "class0" / name).symlink_to(elsewhere)
+        found.append([Path(name).relative_to(folder) for part in contents(read(folder)) for name in part])
+    assert found[0] == found[1]
+    assert Path("class0/a/more.png") in found[0]
+
+
+@BOTH
+def test_a_class_may_not_lose_all_its_images_to_what_is_held_out(tmp_path: Path, read: Any) -> None:
+    for label in range(2):
+        (tmp_path / f"class{label}").mkdir()
+        (tmp_path / f"class{label}" / "1.png").write_bytes(picture(label))
+    refused(read, tmp_path, r"has no image of class \d left to train on, 1 being held out: expected some of all 2 classes")
+
+
+def test_small_images_may_lose_no_class_either(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for label in range(2):
+            (tmp_path / split / f"class{label}").mkdir(parents=True)
+            (tmp_path / split / f"class{label}" / "1.png").write_bytes(picture(label))
+    with pytest.raises(SparsebenchError, match=r"has no image of class \d left to train on, 1 being held out"):
+        images_workload(f"resnet-8@{tmp_path}").training_examples  # noqa: B018
+
+
+def test_encoded_images_are_not_asked_for_in_layouts_that_hold_none(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    refused(
+        lambda folder: read_encoded_splits(folder, 10, 10),
+        tmp_path,
+        r"holds no training images: expected train\*\.parquet, or a folder train with one folder for each class$",
+    )
+
+
+def test_grey_pgm_files_of_16_bits_become_8(tmp_path: Path) -> None:
+    expected = read_splits(write_classes(tmp_path / "eight"), 100)
+    folder = write_classes(tmp_path / "sixteen")
+    for file in folder.rglob("*.png"):
+        level = int(file.stem) * 257
+        file.with_suffix(".pgm").write_bytes(b"P5 20 20 65535\n" + np.full(400, level, ">u2").tobytes())
+        file.unlink()
+    assert torch.equal(read_splits(folder, 100).training.pixels, expected.training.pixels)
+
+
 def refused(read: Any, folder: Path, message: str) -> None:
     with pytest.raises(SparsebenchError, match=message) as caught:
         read(folder)
@@ -226,6 +330,11 @@ def test_batches_of_cifar_are_named(tmp_path: Path) -> None:
     ):
         (place / "data_batch_3").write_bytes(pickle.dumps({"data": pixels, "labels": [*range(9), label]}))
         refused(lambda folder: read_splits(folder, classes=10), tmp_path, message)
+    (tmp_path / "cifar-100-python").mkdir()
+    refused(
+        read_splits, tmp_path, r"holds several sets, in \S+/cifar-10-batches-py and in \S+/cifar-100-python: give one of them"
+    )
+    (tmp_path / "cifar-100-python").rmdir()
     (place / "data_batch_3").unlink()
     refused(read_splits, tmp_path, "cifar-10-batches-py lacks data_batch_3: get it anew")
 
@@ -239,8 +348,9 @@ def test_images_that_a_network_cannot_take_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SparsebenchError, match="lenet-5 needs images of at least 16x16 pixels, these have 8x8"):
         make_network("lenet-5", 1, 8, 10)
     assert make_network("lenet-5", 1, 16, 10)
-    with pytest.raises(SparsebenchError, match=r"timm \S+ has no model 'resnet_9000'"):
-        make_network("timm.resnet_9000", 3, 224, 10)
+    for name in ("resnet_9000", "vit_tiny_patch16_224.nonsense"):
+        with pytest.raises(SparsebenchError, match=rf"timm \S+ has no model '{name}' \("):
+            make_network(f"timm.{name}", 3, 224, 10)
 
 
 def test_a_folder_given_in_the_command_must_hold_the_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,12 +186,12 @@ def launched_processes() -> int:
     """How many processes torchrun or accelerate launch started; 1 where this one was started alone.
 
     Raises:
-        SparsebenchError: MPI started several, each of which would train the whole run.
+        SparsebenchError: `mpirun` started several, each of which would train the whole run.
     """
     if "WORLD_SIZE" not in os.environ:
-        for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
-            if int(os.environ.get(name, "1")) > 1:
-                raise SparsebenchError(f"{name}={os.environ[name]}: started by MPI; expected torchrun or accelerate launch")
+        for name in ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):
+            if os.environ.get(name, "1") not in ("", "1"):
+                raise SparsebenchError(f"{name}={os.environ[name]}: started by mpirun; expected torchrun")
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -108,6 +109,8 @@ def initialize_masks(
                 scores = compute(Network(copied, weights, loss_fn, held, seed))
             for weight in selected:
                 check_scores(weight.name, scores.get(weight.name), weight.parameter.shape, f"in round {done}")
+            if done == 1:
+                _warn_of_silence(scores)
             for group in groups:
                 members = [matrices[key] for key in group.names]
                 own = group.sparsity if done == count else 1.0 - (1.0 - group.sparsity) ** (done / count)
@@ -119,6 +122,19 @@ def initialize_masks(
                     matrix.tensor.mul_(masks[key])
     whole = by_parameter(list(matrices.values()), list(masks.values()))
     return {key: mask.clone(memory_format=torch.contiguous_format) for key, mask in whole.items()}
+
+
+def _warn_of_silence(scores: Mapping[str, torch.Tensor]) -> None:
+    """Warn where the scores of some layers alone are all 0, so that a ranking with others drops or keeps them whole."""
+    silent = [name for name, score in scores.items() if not score.any()]
+    if 0 < len(silent) < len(scores):
+        more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
+        warnings.warn(
+            f"all scores of {', '.join(silent[:3])}{more} are 0: nothing depends on them yet, as in a block whose last batch "
+            "norm has a scale of 0; begin it at 1, or leave these layers out",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _score(score: str | InitialScore) -> tuple[str, InitialScore]:

@@ -20,8 +20,6 @@ __all__ = ["HardConcrete", "evaluation_gate", "sample_gate"]
 BETA, GAMMA, ZETA = 2.0 / 3.0, -0.1, 1.1
 INITIAL_DEVIATION = 0.01
 SHIFT = BETA * math.log(-GAMMA / ZETA)
-# Samples between which gates are neither 0 nor 1.
-UNCLAMPED = (-GAMMA / (ZETA - GAMMA), (1.0 - GAMMA) / (ZETA - GAMMA))
 
 
 def sample_gate(log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
@@ -141,7 +139,8 @@ class _Gated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         weight, concrete = ctx.saved_tensors
-        of_gate = torch.addcmul(gradient.new_zeros(()), gradient, weight, value=(ZETA - GAMMA) / BETA)
+        gate = _gate(concrete)
         # The gradient of the clamp, many times faster than a bool mask; then that of the sigmoid, by its value.
-        of_sample = torch.ops.aten.hardtanh_backward(of_gate, concrete, *UNCLAMPED)
-        return _gate(concrete).mul_(gradient), torch.ops.aten.sigmoid_backward(of_sample, concrete), None
+        of_sample = torch.ops.aten.hardtanh_backward(gradient * weight, gate, 0.0, 1.0)
+        of_log_alpha = torch.ops.aten.sigmoid_backward(of_sample, concrete).mul_((ZETA - GAMMA) / BETA)
+        return gate.mul_(gradient), of_log_alpha, None

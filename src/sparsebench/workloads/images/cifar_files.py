@@ -44,8 +44,11 @@ def find_cifar(folder: Path, split: str) -> list[Path] | None:
     """The batches of "train" or "test" where `folder` is or holds one of torchvision's folders of CIFAR.
 
     Raises:
-        SparsebenchError: Some of them are missing.
+        SparsebenchError: Some of them are missing, or both sets are there.
     """
+    both = [folder / name for name in _LAYOUTS if (folder / name).is_dir()]
+    if len(both) > 1:
+        raise SparsebenchError(f"{folder} holds several sets, in {both[0]} and in {both[1]}: give one of them")
     for name, splits in _LAYOUTS.items():
         for place in (folder, folder / name):
             files = [place / batch for batch in splits[split]]

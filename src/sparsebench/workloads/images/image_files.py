@@ -10,7 +10,16 @@ from typing import Protocol
 
 from sparsebench.errors import SparsebenchError
 
-__all__ = ["SPLIT_NAMES", "EncodedImages", "folder_images", "holds_classes", "part_of_images", "split_folder"]
+__all__ = [
+    "SPLIT_NAMES",
+    "EncodedImages",
+    "class_folders",
+    "folder_images",
+    "holds_images",
+    "is_hidden",
+    "part_of_images",
+    "split_folder",
+]
 
 _ENDINGS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".pgm", ".ppm", ".tif", ".tiff"})
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val"), "test": ("test", "testing")}
@@ -76,13 +85,19 @@ def part_of_images(whole: EncodedImages, indices: Sequence[int]) -> EncodedImage
 
 
 def split_folder(folder: Path, split: str) -> Path | None:
-    """The folder of "train", "validation" or "test", under whichever usual name."""
-    return next((folder / name for name in SPLIT_NAMES[split] if (folder / name).is_dir()), None)
+    """The folder of "train", "validation" or "test", under whichever usual name, in letters of any case."""
+    places = class_folders(folder)
+    return next((place for name in SPLIT_NAMES[split] for place in places if place.name.casefold() == name), None)
 
 
-def holds_classes(folder: Path) -> bool:
-    """Whether a folder holds folders of images."""
-    return any(next(_images(place), None) for place in _class_folders(folder))
+def class_folders(folder: Path) -> list[Path]:
+    """The folders in a folder, in the order of their names, but for those that other programs hide."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether image files lie in this very folder."""
+    return any(_is_image(path) for path in folder.iterdir())
 
 
 def folder_images(folder: Path, training: Path) -> EncodedImages:
@@ -98,10 +113,10 @@ def folder_images(folder: Path, training: Path) -> EncodedImages:
     Raises:
         SparsebenchError: There are no classes, one of them is empty, or there is one that training does not have.
     """
-    places = _class_folders(folder)
+    places = class_folders(folder)
     if not places:
         raise SparsebenchError(f"{folder} has no folders in it: expected one for each class, with its images")
-    numbers = {place.name: number for number, place in enumerate(_class_folders(training))}
+    numbers = {place.name: number for number, place in enumerate(class_folders(training))}
     paths: list[Path] = []
     labels: list[int] = []
     for place in places:
@@ -122,21 +137,22 @@ def _images(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = [name for name in folders if not _is_hidden(name)]
+        folders[:] = sorted(
+            name for name in folders if not is_hidden(name)
+        )  # of two links to one folder always the same is taken
         if real in seen:
             folders.clear()
             continue
         seen.add(real)
         for name in files:
-            path = Path(place, name)
-            if path.suffix.lower() in _ENDINGS and not _is_hidden(name) and path.is_file():
+            if _is_image(path := Path(place, name)):
                 yield path
 
 
-def _class_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name))
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _ENDINGS and not is_hidden(path.name) and path.is_file()
 
 
-def _is_hidden(name: str) -> bool:
+def is_hidden(name: str) -> bool:
     """Whether other programs leave files and folders of this name: thumbnails, forks, checkpoints."""
     return name.startswith(".") or name == "__MACOSX"

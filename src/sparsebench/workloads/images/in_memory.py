@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.workloads.epochs import place_in_epoch
-from sparsebench.workloads.images.labelled import LabelledImages
+from sparsebench.workloads.images.labelled import LabelledImages, check_all_classes
 from sparsebench.workloads.images.measures import Images, accuracy_and_loss, class_scores, classification_loss
 from sparsebench.workloads.images.networks import make_network, takes_any_shape
 from sparsebench.workloads.images.reading import RawSplits, held_out, part_in_memory
@@ -152,6 +152,7 @@ def _prepared(read: Callable[[], RawSplits], max_shift: int) -> _Prepared:
     if validation is None:
         kept, out = held_out(training.labels, min(VALIDATION, max(len(training.labels) // 10, 1)), "validation")
         training, validation = part_in_memory(training, kept), part_in_memory(training, out)
+        check_all_classes(training, raw.classes, len(out))
     counts = torch.stack([plane.flatten().bincount(minlength=256) for plane in training.pixels.unbind(-1)]).double()
     levels = torch.arange(256, dtype=torch.float64)
     mean = (counts * levels).sum(1) / counts.sum(1)

@@ -13,7 +13,7 @@ import torch
 
 from sparsebench.errors import SparsebenchError
 
-__all__ = ["Labelled", "LabelledImages", "check_labels", "count_classes", "decode_image", "stack_images"]
+__all__ = ["Labelled", "LabelledImages", "check_all_classes", "check_labels", "count_classes", "decode_image", "stack_images"]
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,13 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         raise SparsebenchError("images in files need Pillow: pip install 'sparsebench[images]'") from error
     try:
         with Image.open(io.BytesIO(data)) as image:
-            mode = image.mode
+            mode = "I;16" if image.mode == "I" and image.format == "PPM" else image.mode  # of PGM files: up to 65,535
             pixels = np.asarray(image if mode == "L" or mode.startswith("I;16") else image.convert("RGB"))
     except Exception as error:  # each format of Pillow's raises its own
         raise SparsebenchError(f"{where} is not a readable image ({_first_line(error)}): replace or remove it") from error
     if mode in ("I", "F"):
         raise SparsebenchError(f"{where} has the mode {mode!r}: expected 8 or 16 bits for each channel")
-    if pixels.dtype.itemsize == 2:
+    if mode.startswith("I;16"):
         pixels = (pixels // 257).astype(np.uint8)  # 65,535 becomes 255
     return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
@@ -122,7 +122,7 @@ def count_classes(training: Labelled, classes: int | None) -> int:
     """
     if classes is not None and training.classes not in (None, classes):
         raise SparsebenchError(f"{training.source} has {training.classes} classes: expected {classes}")
-    labels = torch.as_tensor(training.labels)
+    labels = torch.as_tensor(training.labels, dtype=torch.int64)
     found = classes or training.classes or int(labels.max()) + 1
     check_labels(training, found)
     if found > len(labels):
@@ -131,12 +131,30 @@ def count_classes(training: Labelled, classes: int | None) -> int:
             f"{training.source} has {len(labels):,} images for {found:,} classes, the greatest label is {int(labels[greatest])} "
             f"({training.name(greatest)}): expected some of all classes"
         )
-    missing = (labels.bincount(minlength=found) == 0).nonzero().flatten()
-    if len(missing):
-        raise SparsebenchError(f"{training.source} has no image of class {int(missing[0])}: expected some of all {found} classes")
+    check_all_classes(training, found)
     if found < 2:
         raise SparsebenchError(f"{training.source} has one class: expected at least two")
     return found
+
+
+def check_all_classes(training: Labelled, classes: int, held_out: int = 0) -> None:
+    """Refuse training images in which a class is missing.
+
+    Args:
+        training: Training images.
+        classes: How many there are.
+        held_out: How many images were held out, for the message.
+
+    Raises:
+        SparsebenchError: The message names the source and the first such class.
+    """
+    labels = torch.as_tensor(training.labels, dtype=torch.int64)
+    missing = (labels.bincount(minlength=classes) == 0).nonzero().flatten()
+    if len(missing):
+        left = f" left to train on, {held_out} being held out" if held_out else ""
+        raise SparsebenchError(
+            f"{training.source} has no image of class {int(missing[0])}{left}: expected some of all {classes} classes"
+        )
 
 
 def check_labels(images: Labelled, classes: int) -> None:
@@ -145,7 +163,7 @@ def check_labels(images: Labelled, classes: int) -> None:
     Raises:
         SparsebenchError: There are no images, or a label is out of range; the message names the source or the example.
     """
-    labels = torch.as_tensor(images.labels)
+    labels = torch.as_tensor(images.labels, dtype=torch.int64)
     if not len(labels):
         raise SparsebenchError(f"{images.source} holds no images")
     outside = ((labels < 0) | (labels >= classes)).nonzero()

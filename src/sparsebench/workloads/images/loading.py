@@ -146,7 +146,7 @@ def _loader(decoded: _Decoded, draws: Iterable[list[Draw]]) -> DataLoader[Batch 
         batch_size=None,
         collate_fn=as_it_is,
         num_workers=loader_processes(),
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=os.environ.get("SPARSEBENCH_DEVICE") == "cuda",
         generator=torch.Generator(),
     )
 

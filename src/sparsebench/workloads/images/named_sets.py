@@ -11,14 +11,9 @@ from typing import TypeAlias
 from sparsebench.errors import SparsebenchError
 from sparsebench.workloads.data_folders import data_folder
 from sparsebench.workloads.images.in_memory import InMemoryImages
+from sparsebench.workloads.images.layouts import holds_training_images
 from sparsebench.workloads.images.networks import check_network_name, takes_photographs
-from sparsebench.workloads.images.reading import (
-    EncodedSplits,
-    RawSplits,
-    holds_training_images,
-    read_encoded_splits,
-    read_splits,
-)
+from sparsebench.workloads.images.reading import EncodedSplits, RawSplits, read_encoded_splits, read_splits
 from sparsebench.workloads.images.streamed import StreamedImages
 from sparsebench.workloads.recipes import reference_recipes
 
@@ -28,7 +23,7 @@ ImageWorkload: TypeAlias = InMemoryImages | StreamedImages
 
 HUB = "https://huggingface.co/datasets"
 IMAGENET_TRAINING, IMAGENET_VALIDATION = 1_281_167, 10_000
-# Of any folder of images: most that are held out for validation, and as many for the test where it has none.
+# Of any folder of images: most that are held out for the test where it has none, and of photographs for validation.
 HELD_OUT = 10_000
 RECIPES = reference_recipes("sparsebench.workloads.images")
 

@@ -128,7 +128,8 @@ def wide_resnet(depth: int, width: int) -> Callable[[int, int, int], nn.Module]:
 def torchvision_resnet(depth: int) -> Callable[[int, int, int], nn.Module]:
     """A ResNet of torchvision's for large images, v1.5: the stride is in the 3x3 convolution.
 
-    The scale of each block's last batch norm begins at 0, so that blocks begin as their shortcut (Goyal et al. 2017, 5.1).
+    Batch norm's scales begin at 1. Where the last one of a block begins at 0 (Goyal et al. 2017, 5.1), nothing flows through the
+    block at first, and pruning at initialization cannot tell its weights apart.
     """
 
     def make(channels: int, size: int, classes: int) -> nn.Module:
@@ -138,7 +139,7 @@ def torchvision_resnet(depth: int) -> Callable[[int, int, int], nn.Module]:
             raise SparsebenchError(f"resnet-{depth} needs torchvision: pip install 'sparsebench[images]'") from error
         if channels != 3:
             raise SparsebenchError(f"resnet-{depth} takes images of 3 channels, these have {channels}")
-        network: nn.Module = getattr(models, f"resnet{depth}")(num_classes=classes, zero_init_residual=True)
+        network: nn.Module = getattr(models, f"resnet{depth}")(num_classes=classes)
         return network
 
     return make
@@ -176,14 +177,15 @@ def make_network(name: str, channels: int, size: int, classes: int) -> nn.Module
     try:
         import timm
     except ImportError as error:
-        raise SparsebenchError(f"{name} needs timm: pip install timm") from error
+        raise SparsebenchError(f"{name} needs timm: pip install 'sparsebench[timm]'") from error
     known = name[len("timm.") :]
-    if not timm.is_model(known):
-        raise SparsebenchError(f"timm {timm.__version__} has no model {known!r}: `timm.list_models()` has those there are")
-    # Networks that are made for one size of image must be told it.
-    own = timm.models.get_pretrained_cfg(known)
-    sizes: dict[str, Any] = {"img_size": size} if own is not None and own.fixed_input_size else {}
-    network: nn.Module = timm.create_model(known, pretrained=False, num_classes=classes, in_chans=channels, **sizes)
+    try:
+        # Networks that are made for one size of image must be told it.
+        own = timm.models.get_pretrained_cfg(known)
+        sizes: dict[str, Any] = {"img_size": size} if own is not None and own.fixed_input_size else {}
+        network: nn.Module = timm.create_model(known, pretrained=False, num_classes=classes, in_chans=channels, **sizes)
+    except RuntimeError as error:
+        raise SparsebenchError(f"timm {timm.__version__} has no model {known!r} ({error})") from error
     return network
 
 

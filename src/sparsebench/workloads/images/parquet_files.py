@@ -11,7 +11,7 @@ from typing import Any
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.workloads.data_folders import cache_folder
-from sparsebench.workloads.images.image_files import SPLIT_NAMES, EncodedImages
+from sparsebench.workloads.images.image_files import SPLIT_NAMES, EncodedImages, is_hidden
 from sparsebench.workloads.images.mapped_images import MappedImages, map_images
 
 __all__ = ["holds_parquet", "parquet_images", "split_parquet"]
@@ -43,38 +43,47 @@ class _Cells:
         return f"{file}, row {row}"
 
 
-def split_parquet(folder: Path, split: str) -> list[Path]:
-    """The Parquet files of a split: NAME.parquet, NAME-00000-of-00002.parquet or NAME/ANY.parquet, in `folder` or a folder in it.
+def split_parquet(folder: Path) -> dict[str, list[Path]]:
+    """The Parquet files of each split: NAME.parquet, NAME-00000-of-00002.parquet or NAME/ANY.parquet.
+
+    Training's are looked for in `folder`, in the folders in it, and in those in these; the other splits lie in the same place.
+    Empty where there are no training files.
 
     Raises:
-        SparsebenchError: Several folders in `folder` have some, which are several sets.
+        SparsebenchError: Training files lie in several places, which are several sets.
     """
     for depth in range(3):
-        found = _parquet_at(folder, depth, split)
-        places = sorted({path.parent for path in found})
+        found = _parquet_at(folder, depth)
+        places = sorted({place for split, place, _ in found if split == "train"})
         if len(places) > 1:
             raise SparsebenchError(f"{folder} holds several sets, in {places[0]} and in {places[1]}: give one of them")
-        if found:
-            return found
-    return []
+        if places:
+            files: dict[str, list[Path]] = {}
+            for split, place, file in found:
+                if place == places[0]:
+                    files.setdefault(split, []).append(file)
+            return files
+    return {}
 
 
 def holds_parquet(folder: Path) -> bool:
     """Whether Parquet files of training images lie in this very folder."""
-    return bool(_parquet_at(folder, 0, "train"))
+    return any(split == "train" for split, _, _ in _parquet_at(folder, 0))
 
 
-def _parquet_at(folder: Path, depth: int, split: str) -> list[Path]:
-    return sorted(path for path in folder.glob(f"{'*/' * depth}*.parquet") if _split_of(path, folder) == split)
-
-
-def _split_of(path: Path, folder: Path) -> str | None:
-    """The split that a Parquet file in `folder` belongs to: its folder has the name of one, or else it has."""
-    for text in ("" if path.parent == folder else path.parent.name, path.stem.partition("-")[0]):
-        for split, names in SPLIT_NAMES.items():
-            if text in names:
-                return split
-    return None
+def _parquet_at(folder: Path, depth: int) -> list[tuple[str, Path, Path]]:
+    """Files so many folders down: the split that each belongs to, the place of its set, and the file."""
+    found = []
+    for file in sorted(folder.glob(f"{'*/' * depth}*.parquet")):
+        if any(map(is_hidden, file.relative_to(folder).parts)):
+            continue
+        names = [(file.stem.partition("-")[0], file.parent)]
+        if depth:
+            names.insert(0, (file.parent.name, file.parent.parent))
+        belongs = ((split, place) for name, place in names for split, known in SPLIT_NAMES.items() if name.casefold() in known)
+        if (first := next(belongs, None)) is not None:
+            found.append((*first, file))
+    return found
 
 
 def parquet_images(files: Sequence[Path]) -> EncodedImages | None:
@@ -141,7 +150,9 @@ def _holds_bytes(kind: Any) -> bool:
 
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
         return False
-    return bool(pa.types.is_binary(kind.field("bytes").type) or pa.types.is_large_binary(kind.field("bytes").type))
+    held = kind.field("bytes").type
+    kinds = (getattr(pa.types, f"is_{name}", None) for name in ("binary", "large_binary", "fixed_size_binary", "binary_view"))
+    return any(is_it(held) for is_it in kinds if is_it is not None)  # the last came with pyarrow 16
 
 
 def _column(file: Path, names: Sequence[str], known: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -13,31 +13,22 @@ from typing import TypeVar
 import torch
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.workloads.images.cifar_files import find_cifar, is_cifar, read_cifar
-from sparsebench.workloads.images.idx import find_idx, read_idx_pair
-from sparsebench.workloads.images.image_files import (
-    SPLIT_NAMES,
-    EncodedImages,
-    folder_images,
-    holds_classes,
-    part_of_images,
-    split_folder,
-)
+from sparsebench.workloads.images.image_files import EncodedImages, part_of_images
 from sparsebench.workloads.images.labelled import (
     Labelled,
     LabelledImages,
+    check_all_classes,
     check_labels,
     count_classes,
     decode_image,
     stack_images,
 )
-from sparsebench.workloads.images.parquet_files import holds_parquet, parquet_images, split_parquet
+from sparsebench.workloads.images.layouts import decoded_splits, encoded_splits
 
 __all__ = [
     "EncodedSplits",
     "RawSplits",
     "held_out",
-    "holds_training_images",
     "part_in_memory",
     "read_encoded_splits",
     "read_splits",
@@ -46,6 +37,7 @@ __all__ = [
 T = TypeVar("T", bound=Labelled)
 
 _DECODED_BYTES = 8 * 2**30
+ENCODED = "train*.parquet, or a folder train with one folder for each class"
 
 
 @dataclass(frozen=True)
@@ -98,7 +90,11 @@ def read_splits(folder: Path, test_images: int = 0, classes: int | None = None) 
     Raises:
         SparsebenchError: A split is missing, a file damaged, or labels and classes do not fit; the message names the file.
     """
-    training, validation, test = _find_splits(folder, _read_split, test_images)
+    readers: Mapping[str, Callable[[], LabelledImages | None]] = decoded_splits(_checked(folder)) or {
+        split: _decoding(read) for split, read in encoded_splits(folder).items()
+    }
+    expected = f"IDX files (train-images-idx3-ubyte.gz, ...), cifar-10-batches-py, cifar-100-python, {ENCODED}"
+    training, validation, test = _find_splits(folder, readers, expected, test_images)
     found = count_classes(training, classes)
     for part in (training, validation, test):
         if part is None:
@@ -111,8 +107,8 @@ def read_splits(folder: Path, test_images: int = 0, classes: int | None = None) 
             )
     if test is None:
         kept, out = held_out(training.labels, _a_tenth(len(training.labels), test_images), "test")
-        test = part_in_memory(training, out)
-        training = part_in_memory(training, kept)
+        training, test = part_in_memory(training, kept), part_in_memory(training, out)
+        check_all_classes(training, found, len(out))
     return RawSplits(training, validation, test, found)
 
 
@@ -131,7 +127,7 @@ def read_encoded_splits(folder: Path, validation_images: int, test_images: int =
     Raises:
         SparsebenchError: A split is missing, or labels and classes do not fit; the message names the file.
     """
-    training, validation, test = _find_splits(folder, _encoded_split, test_images)
+    training, validation, test = _find_splits(folder, encoded_splits(_checked(folder)), ENCODED, test_images)
     found = count_classes(training, classes)
     digest = hashlib.sha256()
     for part in (training, validation, test):
@@ -141,12 +137,12 @@ def read_encoded_splits(folder: Path, validation_images: int, test_images: int =
                 digest.update(f"{part.name(index).removeprefix(str(folder))} {label}\n".encode())
     if test is None:
         kept, out = held_out(training.labels, _a_tenth(len(training.labels), test_images), "test")
-        test = part_of_images(training, out.tolist())
-        training = part_of_images(training, kept.tolist())
+        training, test = part_of_images(training, kept.tolist()), part_of_images(training, out.tolist())
+        check_all_classes(training, found, len(out))
     if validation is None:
         kept, out = held_out(training.labels, _a_tenth(len(training.labels), validation_images), "validation")
-        validation = part_of_images(training, out.tolist())
-        training = part_of_images(training, kept.tolist())
+        training, validation = part_of_images(training, kept.tolist()), part_of_images(training, out.tolist())
+        check_all_classes(training, found, len(out))
     return EncodedSplits(training, validation, test, found, int.from_bytes(digest.digest()[:6], "big"))
 
 
@@ -154,16 +150,15 @@ def _a_tenth(examples: int, most: int) -> int:
     return min(most, max(examples // 10, 1))
 
 
-def _find_splits(folder: Path, read: Callable[[Path, str], T | None], test_images: int) -> tuple[T, T | None, T | None]:
+def _find_splits(
+    folder: Path, readers: Mapping[str, Callable[[], T | None]], expected: str, test_images: int
+) -> tuple[T, T | None, T | None]:
     """Training, validation where it is apart from test, and test where it is apart from training."""
-    if not folder.is_dir():
-        raise SparsebenchError(f"{folder} is not a folder")
-    training, validation, test = (read(folder, split) for split in ("train", "validation", "test"))
+    if "train" not in readers:
+        raise SparsebenchError(f"{folder} holds no training images: expected {expected}")
+    training, validation, test = (readers[split]() if split in readers else None for split in ("train", "validation", "test"))
     if training is None:
-        raise SparsebenchError(
-            f"{folder} holds no training images: expected IDX files (train-images-idx3-ubyte.gz, ...), cifar-10-batches-py, "
-            "cifar-100-python, train*.parquet, or a folder train with one folder for each class"
-        )
+        raise SparsebenchError(f"{folder} holds training images without labels: all are -1")
     if not len(training.labels):
         raise SparsebenchError(f"{training.source} holds no images")
     if test is None:
@@ -173,34 +168,18 @@ def _find_splits(folder: Path, read: Callable[[Path, str], T | None], test_image
     return training, validation, test
 
 
-def holds_training_images(folder: Path) -> bool:
-    """Whether training images lie in this very folder, as IDX, CIFAR's or Parquet files, or in folders of classes.
-
-    Raises:
-        SparsebenchError: One of two IDX files is missing.
-    """
-    return bool(find_idx(folder, "train") or is_cifar(folder) or holds_parquet(folder) or split_folder(folder, "train"))
+def _checked(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise SparsebenchError(f"{folder} is not a folder")
+    return folder
 
 
-def _read_split(folder: Path, split: str) -> LabelledImages | None:
-    if split != "validation":
-        if pair := find_idx(folder, split):
-            return read_idx_pair(*pair)
-        if batches := find_cifar(folder, split):
-            return read_cifar(batches)
-    encoded = _encoded_split(folder, split)
-    return None if encoded is None else _decoded(encoded)
+def _decoding(read: Callable[[], EncodedImages | None]) -> Callable[[], LabelledImages | None]:
+    def read_and_decode() -> LabelledImages | None:
+        encoded = read()
+        return None if encoded is None else _decoded(encoded)
 
-
-def _encoded_split(folder: Path, split: str) -> EncodedImages | None:
-    if files := split_parquet(folder, split):
-        return parquet_images(files)
-    place, training = split_folder(folder, split), split_folder(folder, "train")
-    if place is not None and (split != "test" or holds_classes(place)):  # test images without labels lie there alone
-        return folder_images(place, training or place)
-    if split == "train" and not any(split_folder(folder, name) for name in SPLIT_NAMES) and holds_classes(folder):
-        return folder_images(folder, folder)
-    return None
+    return read_and_decode
 
 
 def _decoded(encoded: EncodedImages) -> LabelledImages:
@@ -229,4 +208,5 @@ def part_in_memory(images: LabelledImages, indices: torch.Tensor) -> LabelledIma
 def held_out(labels: Sequence[int] | torch.Tensor, count: int, seed_text: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices for training and for validation, drawn by hash, so that no release of a random generator changes the split."""
     order = sorted(range(len(labels)), key=lambda index: hashlib.sha256(f"{seed_text} {index}".encode()).digest())
-    return torch.tensor(sorted(order[count:])), torch.tensor(sorted(order[:count]))
+    kept, out = (torch.tensor(sorted(part), dtype=torch.int64) for part in (order[count:], order[:count]))
+    return kept, out

@@ -107,6 +107,6 @@ def _splits(read: Callable[[], EncodedSplits]) -> EncodedSplits:
     return read()
 
 
-@functools.lru_cache(maxsize=2)  # the run's own, and the single example that costs are counted with
+@functools.lru_cache(maxsize=1)  # whole batches that are read between parts of others must not leave processes behind
 def _stream(read: Callable[[], EncodedSplits], size: int, seed: int, batch_size: int, index: int, count: int) -> BatchStream:
     return BatchStream(_splits(read).training, size, seed, batch_size, index, count)

@@ -1,0 +1,78 @@
+"""In which layout a folder holds a set of labelled images: what reads each split, all of one layout and of one place."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from sparsebench.errors import SparsebenchError
+from sparsebench.workloads.images.cifar_files import find_cifar, is_cifar, read_cifar
+from sparsebench.workloads.images.idx import find_idx, read_idx_pair
+from sparsebench.workloads.images.image_files import (
+    SPLIT_NAMES,
+    EncodedImages,
+    class_folders,
+    folder_images,
+    holds_images,
+    split_folder,
+)
+from sparsebench.workloads.images.labelled import LabelledImages
+from sparsebench.workloads.images.parquet_files import holds_parquet, parquet_images, split_parquet
+
+__all__ = ["decoded_splits", "encoded_splits", "holds_training_images"]
+
+
+def decoded_splits(folder: Path) -> dict[str, Callable[[], LabelledImages]]:
+    """What reads the splits of IDX files, or else of torchvision's CIFAR; empty where there are none of either.
+
+    Raises:
+        SparsebenchError: Files are missing.
+    """
+    pairs = {split: pair for split in ("train", "test") if (pair := find_idx(folder, split))}
+    if "train" in pairs:
+        return {split: functools.partial(read_idx_pair, *pair) for split, pair in pairs.items()}
+    batches = {split: files for split in ("train", "test") if (files := find_cifar(folder, split))}
+    return {split: functools.partial(read_cifar, files) for split, files in batches.items()} if "train" in batches else {}
+
+
+def encoded_splits(folder: Path) -> dict[str, Callable[[], EncodedImages | None]]:
+    """What reads the splits of Parquet files, of folders train/CLASS/ and test/CLASS/, or of folders of classes alone.
+
+    Empty where there are none of these. A reader gives None where images have no labels.
+
+    Raises:
+        SparsebenchError: There are several sets, or what looks like splits has other names.
+    """
+    if parquet := split_parquet(folder):
+        return {split: functools.partial(parquet_images, files) for split, files in parquet.items()}
+    places = {split: place for split in SPLIT_NAMES if (place := split_folder(folder, split))}
+    if "train" in places:
+        # Test images without labels lie in their folder alone.
+        labelled = {split: place for split, place in places.items() if split != "test" or class_folders(place)}
+        return {split: functools.partial(folder_images, place, places["train"]) for split, place in labelled.items()}
+    if places or not _holds_classes_alone(folder):
+        return {}
+    return {"train": functools.partial(folder_images, folder, folder)}
+
+
+def _holds_classes_alone(folder: Path) -> bool:
+    """Whether every folder here has images in it, not only further folders."""
+    places = class_folders(folder)
+    if not places or not all(map(holds_images, places)):
+        return False
+    words = {word for place in places for word in re.findall("[a-z]+", place.name.casefold())}
+    if words & set(SPLIT_NAMES["train"]) and words & {*SPLIT_NAMES["validation"], *SPLIT_NAMES["test"]}:
+        names = ", ".join(place.name for place in places[:8])
+        raise SparsebenchError(f"{folder} holds {names}, which look like splits: call them train and test")
+    return True
+
+
+def holds_training_images(folder: Path) -> bool:
+    """Whether training images lie in this very folder, as IDX, CIFAR's or Parquet files, or in folders of classes.
+
+    Raises:
+        SparsebenchError: One of two IDX files is missing.
+    """
+    return bool(find_idx(folder, "train") or is_cifar(folder) or holds_parquet(folder) or split_folder(folder, "train"))
