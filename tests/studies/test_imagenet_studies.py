@@ -18,7 +18,7 @@ from sparsebench.studies.study_file import read_study
 def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG")
-    for split, images in (("train", 2), ("val", 1)):
+    for split, images in (("train", 5), ("val", 1)):
         for label in range(1000):
             folder = tmp_path / "imagenet" / split / f"n{label:08d}"
             folder.mkdir(parents=True)
