@@ -62,7 +62,7 @@ class Movement:
         gradients = [_dense(matrix.gradient) for matrix in self._weights]
         try:
             if self.momentum is not None and self._regrowth.momentum is not None:
-                self._next_momentum = self._averaged(self.momentum, gradients, 1.0 - self._regrowth.momentum, scale, step)
+                self._next_momentum = self._averaged(self.momentum, gradients, 1.0 - self._regrowth.momentum, scale)
             if self._regrowth.updates_at(step):
                 self._chosen = self._choose(masks, gradients, step)
         except SparsebenchError as problem:
@@ -115,15 +115,13 @@ class Movement:
         gradients: Sequence[torch.Tensor | None],
         weight: float,
         scale: torch.Tensor | None,
-        step: int,
     ) -> list[torch.Tensor]:
+        # Whether it is finite is asked where masks move: in every step that would read all of it again, and on CUDA wait for it.
         new = []
-        for matrix, old, gradient in zip(self._weights, momentum, gradients, strict=True):
+        for old, gradient in zip(momentum, gradients, strict=True):
             if gradient is not None:
                 unscaled = gradient if scale is None else gradient / scale.to(gradient.device)
                 old = torch.lerp(old, unscaled.to(old.dtype), weight)
-                if not bool(old.sum(dtype=torch.promote_types(old.dtype, torch.float32)).isfinite()):
-                    raise SparsebenchError(f"the gradient of {matrix.name!r} is not finite at step {step}")
             new.append(old)
         return new
 
@@ -133,6 +131,10 @@ class Movement:
         momentum: Sequence[torch.Tensor | None] = self._next_momentum or [None] * len(gradients)
         # A layer without a gradient did not take part: nothing is known about it.
         positions = [position for position, gradient in enumerate(gradients) if gradient is not None]
+        for position in positions:
+            average = momentum[position]
+            if average is not None and not bool(average.sum(dtype=torch.promote_types(average.dtype, torch.float32)).isfinite()):
+                raise SparsebenchError(f"the momentum of {self._weights[position].name!r} is not finite at step {step}")
         layers = [
             LayerState(
                 self._weights[position].name,
