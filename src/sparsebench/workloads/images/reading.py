@@ -37,7 +37,7 @@ __all__ = [
 T = TypeVar("T", bound=Labelled)
 
 _DECODED_BYTES = 8 * 2**30
-ENCODED = "train*.parquet, or a folder train with one folder for each class"
+ENCODED = "train*.parquet, a folder train with one folder of images for each class, or only such folders"
 
 
 @dataclass(frozen=True)
