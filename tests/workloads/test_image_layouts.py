@@ -246,7 +246,7 @@ def test_encoded_images_are_not_asked_for_in_layouts_that_hold_none(tmp_path: Pa
     refused(
         lambda folder: read_encoded_splits(folder, 10, 10),
         tmp_path,
-        r"holds no training images: expected train\*\.parquet, a folder train with one folder of images for each class, or only such folders$",
+        r"images: expected train\*\.parquet, a folder train with one folder of images for each class, or only such folders$",
     )
 
 
