@@ -335,7 +335,7 @@ def test_layers_that_nothing_flows_through_are_told_of(score):
 
     batch = torch.randn(8, 6), torch.randint(2, (8,))
     assert masks(1.0)["0.inner.weight"].any()
-    with pytest.warns(UserWarning, match=r"all scores of 0\.inner\.weight are 0: nothing depends on them yet"):
+    with pytest.warns(UserWarning, match=r"all scores of 0\.inner\.weight are 0, so that ties decide"):
         masks(0.0)
 
 

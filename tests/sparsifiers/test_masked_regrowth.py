@@ -365,18 +365,39 @@ def test_momentum_does_not_depend_on_the_loss_scale():
         torch.testing.assert_close(averages[0][name], averages[1][name], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize(("name", "what"), [("rigl", "score"), ("snfs", "momentum")])
-def test_infinite_gradients_that_an_optimizer_takes_are_named_and_choose_nothing(name, what):
+def test_infinite_gradients_that_an_optimizer_takes_are_named_and_choose_nothing():
     # Rprop looks at signs only: the weights stay finite.
     model = classifier()
-    sparsifier = method(name, frequency=1)
+    sparsifier = method("rigl", frequency=1)
     sparsifier.prepare(model)
     optimizer = torch.optim.Rprop(model.parameters(), lr=0.01)
     sparsifier.attach(optimizer)
     loss_of(model, 0).backward()
     mask = sparsifier.masks()["hidden.weight"]
     model.hidden.weight.grad[mask] = torch.inf
-    with pytest.raises(SparsebenchError, match=rf"^the {what} of 'hidden.weight' is not finite at step 1$"):
+    with pytest.raises(SparsebenchError, match=r"^the score of 'hidden.weight' is not finite at step 1$"):
+        optimizer.step()
+    assert torch.equal(sparsifier.masks()["hidden.weight"], mask)
+
+
+def test_an_infinite_momentum_is_neither_saved_nor_ranked():
+    model = classifier()
+    sparsifier = method("snfs", frequency=4)
+    sparsifier.prepare(model)
+    optimizer = torch.optim.Rprop(model.parameters(), lr=0.01)
+    sparsifier.attach(optimizer)
+    loss_of(model, 0).backward()
+    mask = sparsifier.masks()["hidden.weight"]
+    sparsifier.state_dict()
+    model.hidden.weight.grad[mask] = torch.inf
+    optimizer.step()
+    message = r"^the momentum of 'hidden.weight' is not finite: a gradient since the last update was not$"
+    with pytest.raises(SparsebenchError, match=message):
+        sparsifier.state_dict()
+    model.hidden.weight.grad.nan_to_num_(posinf=0.0)
+    optimizer.step()
+    optimizer.step()
+    with pytest.raises(SparsebenchError, match=message):
         optimizer.step()
     assert torch.equal(sparsifier.masks()["hidden.weight"], mask)
 

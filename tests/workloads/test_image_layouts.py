@@ -174,12 +174,43 @@ def test_folders_that_are_no_classes_are_not_taken_for_them(tmp_path: Path, read
         write_classes(tmp_path / "flat" / name)
         for file in (tmp_path / "flat" / name).rglob("*.png"):
             file.rename(tmp_path / "flat" / name / f"{file.parent.name}-{file.name}")
-    refused(read, tmp_path / "nested", "nested holds no training images: expected")
+    refused(read, tmp_path / "nested", "nested holds seg_test, seg_train, which look like splits: call them train and test")
     message = "flat holds seg_test, seg_train, which look like splits: call them train and test"
+    write_classes(tmp_path / "data" / "flowers" / "train")
+    write_classes(tmp_path / "data" / "more")
+    refused(read, tmp_path / "data", r"data holds a set, \S+/flowers: give that, or move it elsewhere")
     for place in (tmp_path / "flat").rglob("class*"):
         if place.is_dir():
             place.rmdir()
     refused(read, tmp_path / "flat", message)
+
+
+@BOTH
+def test_classes_alone_may_be_nested_and_have_any_names(tmp_path: Path, read: Any) -> None:
+    for name in ("train_station", "forest"):
+        write_classes(tmp_path / name)
+    (tmp_path / "forest" / "class0").rename(tmp_path / "Test")
+    assert read(tmp_path).classes == 3
+    (tmp_path / "none").mkdir()
+    refused(read, tmp_path, r"none is an empty class: put images of it there")
+
+
+@BOTH
+def test_two_folders_for_one_split_are_refused(tmp_path: Path, read: Any) -> None:
+    for name in ("train", "training", "test"):
+        write_classes(tmp_path / name)
+    refused(read, tmp_path, "holds both train and training: keep one of them there")
+
+
+@BOTH
+def test_parts_of_a_split_are_all_there_and_once(tmp_path: Path, read: Any) -> None:
+    for part in (0, 2):
+        write_parquet(tmp_path / f"train-{part:05d}-of-00003.parquet")
+    refused(read, tmp_path, r"lacks part 1 of 00003 beside train-00000-of-00003\.parquet: get it anew")
+    write_parquet(tmp_path / "train-00001-of-00003.parquet")
+    assert len([name for part in contents(read(tmp_path)) for name in part]) == 3 * CLASSES * EACH
+    write_parquet(tmp_path / "train.parquet")
+    refused(read, tmp_path, r"train-00000-of-00003\.parquet and \S+train\.parquet are of the same split, but not parts of one")
 
 
 @BOTH
@@ -195,9 +226,11 @@ def test_a_labelled_test_split_is_never_passed_over(tmp_path: Path, read: Any) -
 def test_other_splits_lie_where_training_does(tmp_path: Path, read: Any) -> None:
     write_parquet(tmp_path / "train.parquet")
     expected = contents(read(tmp_path))
-    for other in ("old/test.parquet", "a/b/test.parquet", ".backup/test.parquet", "test/0000.parquet"):
+    for other in ("old/test.parquet", "a/b/test.parquet", ".backup/test.parquet"):
         write_parquet(tmp_path / other)
     assert contents(read(tmp_path)) == expected
+    write_parquet(tmp_path / "test" / "0000.parquet")
+    assert len(read(tmp_path).test.labels) == CLASSES * EACH
     hidden = write_parquet(tmp_path / "set" / "data" / "train.parquet")
     expected = contents(read(tmp_path / "set"))
     write_parquet(tmp_path / "set" / ".data" / hidden.name)

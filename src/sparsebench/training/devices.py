@@ -186,7 +186,7 @@ def launched_processes() -> int:
     """How many processes torchrun or accelerate launch started; 1 where this one was started alone.
 
     Raises:
-        SparsebenchError: `mpirun` started several, each of which would train the whole run.
+        SparsebenchError: The `mpirun` of Open MPI or MVAPICH started several, each of which would train the whole run.
     """
     if "WORLD_SIZE" not in os.environ:
         for name in ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"):

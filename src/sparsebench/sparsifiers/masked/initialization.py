@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -109,12 +109,12 @@ def initialize_masks(
                 scores = compute(Network(copied, weights, loss_fn, held, seed))
             for weight in selected:
                 check_scores(weight.name, scores.get(weight.name), weight.parameter.shape, f"in round {done}")
-            if done == 1:
-                _warn_of_silence(scores)
             for group in groups:
                 members = [matrices[key] for key in group.names]
                 own = group.sparsity if done == count else 1.0 - (1.0 - group.sparsity) ** (done / count)
                 parts = [matrix.part(scores[matrix.weight.name]) for matrix in members]
+                if done == 1 and 0.0 < group.sparsity < 1.0 and len(members) > 1:
+                    _warn_of_silence(group.names, parts)
                 kept = choose_masks(chosen_structure, members, parts, [masks[key] for key in group.names], own)
                 masks.update(zip(group.names, kept, strict=True))
             with torch.no_grad():
@@ -124,14 +124,14 @@ def initialize_masks(
     return {key: mask.clone(memory_format=torch.contiguous_format) for key, mask in whole.items()}
 
 
-def _warn_of_silence(scores: Mapping[str, torch.Tensor]) -> None:
-    """Warn where the scores of some layers alone are all 0, so that a ranking with others drops or keeps them whole."""
-    silent = [name for name, score in scores.items() if not score.any()]
-    if 0 < len(silent) < len(scores):
+def _warn_of_silence(names: Sequence[str], scores: Sequence[torch.Tensor]) -> None:
+    """Warn where all scores of a matrix are 0 in one ranking with others, which then drops or keeps it whole."""
+    silent = [name for name, score in zip(names, scores, strict=True) if not score.any()]
+    if silent:
         more = f" and {len(silent) - 3} more" if len(silent) > 3 else ""
         warnings.warn(
-            f"all scores of {', '.join(silent[:3])}{more} are 0: nothing depends on them yet, as in a block whose last batch "
-            "norm has a scale of 0; begin it at 1, or leave these layers out",
+            f"all scores of {', '.join(silent[:3])}{more} are 0, so that ties decide about them: nothing depends on these "
+            "weights yet, as where they or the scale of a batch norm behind them begin at 0",
             UserWarning,
             stacklevel=3,
         )

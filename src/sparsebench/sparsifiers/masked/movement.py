@@ -84,9 +84,15 @@ class Movement:
         return chosen or {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The dense momentum by parameter name, where there is one."""
+        """The dense momentum by parameter name, where there is one.
+
+        Raises:
+            SparsebenchError: It is not finite.
+        """
         if self.momentum is None:
             return {}
+        for matrix, average in zip(self._weights, self.momentum, strict=True):
+            _check_finite(matrix.name, average)
         named = zip(self._weights, self.momentum, strict=True)
         return {"momentum": {matrix.name: momentum.clone() for matrix, momentum in named}}
 
@@ -132,9 +138,7 @@ class Movement:
         # A layer without a gradient did not take part: nothing is known about it.
         positions = [position for position, gradient in enumerate(gradients) if gradient is not None]
         for position in positions:
-            average = momentum[position]
-            if average is not None and not bool(average.sum(dtype=torch.promote_types(average.dtype, torch.float32)).isfinite()):
-                raise SparsebenchError(f"the momentum of {self._weights[position].name!r} is not finite at step {step}")
+            _check_finite(self._weights[position].name, momentum[position])
         layers = [
             LayerState(
                 self._weights[position].name,
@@ -155,6 +159,11 @@ class Movement:
             if gradient is not None and bool(gradient.masked_fill(mask.bool(), 0.0).any()):
                 return False
         return True
+
+
+def _check_finite(name: str, momentum: torch.Tensor | None) -> None:
+    if momentum is not None and not bool(momentum.sum(dtype=torch.promote_types(momentum.dtype, torch.float32)).isfinite()):
+        raise SparsebenchError(f"the momentum of {name!r} is not finite: a gradient since the last update was not")
 
 
 def _dense(gradient: torch.Tensor | None) -> torch.Tensor | None:

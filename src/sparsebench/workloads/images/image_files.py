@@ -85,19 +85,37 @@ def part_of_images(whole: EncodedImages, indices: Sequence[int]) -> EncodedImage
 
 
 def split_folder(folder: Path, split: str) -> Path | None:
-    """The folder of "train", "validation" or "test", under whichever usual name, in letters of any case."""
-    places = class_folders(folder)
-    return next((place for name in SPLIT_NAMES[split] for place in places if place.name.casefold() == name), None)
+    """The folder of "train", "validation" or "test", under whichever usual name; with capitals where there are folders in it.
+
+    Raises:
+        SparsebenchError: There are two.
+    """
+    names = SPLIT_NAMES[split]
+    found = [
+        place
+        for place in class_folders(folder)
+        if place.name in names or (place.name.casefold() in names and class_folders(place))
+    ]
+    if len(found) > 1:
+        raise SparsebenchError(f"{folder} holds both {found[0].name} and {found[1].name}: keep one of them there")
+    return found[0] if found else None
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, in the order of their names, but for those that other programs hide."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+    """The folders in a folder, in the order of their names, but for those that other programs hide.
+
+    Raises:
+        SparsebenchError: It cannot be read.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+    except OSError as error:
+        raise SparsebenchError(f"cannot read {folder}: {error.strerror or error}") from error
 
 
 def holds_images(folder: Path) -> bool:
-    """Whether image files lie in this very folder."""
-    return any(_is_image(path) for path in folder.iterdir())
+    """Whether there are image files in a folder or below it."""
+    return next(_images(folder), None) is not None
 
 
 def folder_images(folder: Path, training: Path) -> EncodedImages:
@@ -145,14 +163,11 @@ def _images(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         for name in files:
-            if _is_image(path := Path(place, name)):
+            path = Path(place, name)
+            if path.suffix.lower() in _ENDINGS and not is_hidden(name) and path.is_file():
                 yield path
-
-
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in _ENDINGS and not is_hidden(path.name) and path.is_file()
 
 
 def is_hidden(name: str) -> bool:
     """Whether other programs leave files and folders of this name: thumbnails, forks, checkpoints."""
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in ("__MACOSX", "lost+found")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,9 +44,11 @@ def encoded_splits(folder: Path) -> dict[str, Callable[[], EncodedImages | None]
     Raises:
         SparsebenchError: There are several sets, or what looks like splits has other names.
     """
-    if parquet := split_parquet(folder):
-        return {split: functools.partial(parquet_images, files) for split, files in parquet.items()}
     places = {split: place for split in SPLIT_NAMES if (place := split_folder(folder, split))}
+    classes = "train" in places and class_folders(places["train"])
+    # Below a thousand folders of classes nobody looks for Parquet files, which takes as long as listing all images.
+    if (holds_parquet(folder) or not classes) and (parquet := split_parquet(folder)):
+        return {split: functools.partial(parquet_images, files) for split, files in parquet.items()}
     if "train" in places:
         # Test images without labels lie in their folder alone.
         labelled = {split: place for split, place in places.items() if split != "test" or class_folders(place)}
@@ -58,15 +59,22 @@ def encoded_splits(folder: Path) -> dict[str, Callable[[], EncodedImages | None]
 
 
 def _holds_classes_alone(folder: Path) -> bool:
-    """Whether every folder here has images in it, not only further folders."""
+    """Whether there are folders of images that look neither like splits nor like sets of their own."""
     places = class_folders(folder)
-    if not places or not all(map(holds_images, places)):
+    if not any(map(holds_images, places)):
         return False
-    words = {word for place in places for word in re.findall("[a-z]+", place.name.casefold())}
-    if words & set(SPLIT_NAMES["train"]) and words & {*SPLIT_NAMES["validation"], *SPLIT_NAMES["test"]}:
+    if all(map(_looks_like_a_split, places)):
         names = ", ".join(place.name for place in places[:8])
         raise SparsebenchError(f"{folder} holds {names}, which look like splits: call them train and test")
+    for place in places:
+        if any(split_folder(place, split) for split in SPLIT_NAMES):
+            raise SparsebenchError(f"{folder} holds a set, {place}: give that, or move it elsewhere")
     return True
+
+
+def _looks_like_a_split(place: Path) -> bool:
+    name = place.name.casefold()
+    return any(name.startswith(known) or name.endswith(known) for names in SPLIT_NAMES.values() for known in names)
 
 
 def holds_training_images(folder: Path) -> bool:

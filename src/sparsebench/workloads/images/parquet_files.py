@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,20 +52,36 @@ def split_parquet(folder: Path) -> dict[str, list[Path]]:
     Empty where there are no training files.
 
     Raises:
-        SparsebenchError: Training files lie in several places, which are several sets.
+        SparsebenchError: Training files lie in several places, which are several sets, or files of a split are missing.
     """
-    for depth in range(3):
-        found = _parquet_at(folder, depth)
-        places = sorted({place for split, place, _ in found if split == "train"})
+    found = [_parquet_at(folder, depth) for depth in range(3)]
+    for at_depth in found:
+        places = sorted({place for split, place, _ in at_depth if split == "train"})
         if len(places) > 1:
             raise SparsebenchError(f"{folder} holds several sets, in {places[0]} and in {places[1]}: give one of them")
         if places:
             files: dict[str, list[Path]] = {}
-            for split, place, file in found:
+            for split, place, file in itertools.chain.from_iterable(found):
                 if place == places[0]:
                     files.setdefault(split, []).append(file)
+            for of_split in files.values():
+                _check_whole(of_split)
             return files
     return {}
+
+
+def _check_whole(files: Sequence[Path]) -> None:
+    """Refuse parts of a split of which some are missing, or beside which it lies once more."""
+    numbers: dict[tuple[Path, str | None], list[int]] = {}
+    for file in files:
+        part = re.search(r"-(\d+)-of-(\d+)", file.stem)
+        numbers.setdefault((file.parent, part and part[2]), []).append(int(part[1]) if part else 0)
+    if len(numbers) > 1:
+        raise SparsebenchError(f"{files[0]} and {files[-1]} are of the same split, but not parts of one: keep one of them")
+    ((_, total), found) = next(iter(numbers.items()))
+    missing = set(range(int(total or 0))) - set(found)
+    if missing:
+        raise SparsebenchError(f"{files[0].parent} lacks part {min(missing)} of {total} beside {files[0].name}: get it anew")
 
 
 def holds_parquet(folder: Path) -> bool:
