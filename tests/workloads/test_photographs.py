@@ -20,6 +20,9 @@ from sparsebench.workloads.images.reading import read_encoded_splits
 from sparsebench.workloads.images.streamed import StreamedImages
 from sparsebench.workloads.workload import ReadsParts
 
+# Torch tells of more processes than there are cores.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
 CLASSES, EACH, SIZE = 3, 7, 32
 
 
