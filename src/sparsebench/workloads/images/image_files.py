@@ -155,9 +155,8 @@ def _images(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
-        folders[:] = sorted(
-            name for name in folders if not is_hidden(name)
-        )  # of two links to one folder always the same is taken
+        # In order, so that of two links to one folder always the same is taken.
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         if real in seen:
             folders.clear()
             continue

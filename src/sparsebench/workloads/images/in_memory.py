@@ -150,7 +150,7 @@ def _prepared(read: Callable[[], RawSplits], max_shift: int) -> _Prepared:
     raw = read()
     training, validation = raw.training, raw.validation
     if validation is None:
-        kept, out = held_out(training.labels, min(VALIDATION, max(len(training.labels) // 10, 1)), "validation")
+        kept, out = held_out(training.labels, VALIDATION, "validation")
         training, validation = part_in_memory(training, kept), part_in_memory(training, out)
         check_all_classes(training, raw.classes, len(out))
     counts = torch.stack([plane.flatten().bincount(minlength=256) for plane in training.pixels.unbind(-1)]).double()

@@ -96,7 +96,7 @@ def read_splits(folder: Path, test_images: int = 0, classes: int | None = None) 
     expected = f"IDX files (train-images-idx3-ubyte.gz, ...), cifar-10-batches-py, cifar-100-python, {ENCODED}"
     training, validation, test = _find_splits(folder, readers, expected, test_images)
     found = count_classes(training, classes)
-    for part in (training, validation, test):
+    for part in (validation, test):
         if part is None:
             continue
         check_labels(part, found)
@@ -106,7 +106,7 @@ def read_splits(folder: Path, test_images: int = 0, classes: int | None = None) 
                 f"{tuple(training.pixels.shape[1:])}: all must be alike"
             )
     if test is None:
-        kept, out = held_out(training.labels, _a_tenth(len(training.labels), test_images), "test")
+        kept, out = held_out(training.labels, test_images, "test")
         training, test = part_in_memory(training, kept), part_in_memory(training, out)
         check_all_classes(training, found, len(out))
     return RawSplits(training, validation, test, found)
@@ -129,25 +129,23 @@ def read_encoded_splits(folder: Path, validation_images: int, test_images: int =
     """
     training, validation, test = _find_splits(folder, encoded_splits(_checked(folder)), ENCODED, test_images)
     found = count_classes(training, classes)
+    for part in (validation, test):
+        if part is not None:
+            check_labels(part, found)
     digest = hashlib.sha256()
     for part in (training, validation, test):
         if part is not None:
-            check_labels(part, found)
             for index, label in enumerate(part.labels):
                 digest.update(f"{part.name(index).removeprefix(str(folder))} {label}\n".encode())
     if test is None:
-        kept, out = held_out(training.labels, _a_tenth(len(training.labels), test_images), "test")
+        kept, out = held_out(training.labels, test_images, "test")
         training, test = part_of_images(training, kept.tolist()), part_of_images(training, out.tolist())
         check_all_classes(training, found, len(out))
     if validation is None:
-        kept, out = held_out(training.labels, _a_tenth(len(training.labels), validation_images), "validation")
+        kept, out = held_out(training.labels, validation_images, "validation")
         training, validation = part_of_images(training, kept.tolist()), part_of_images(training, out.tolist())
         check_all_classes(training, found, len(out))
     return EncodedSplits(training, validation, test, found, int.from_bytes(digest.digest()[:6], "big"))
-
-
-def _a_tenth(examples: int, most: int) -> int:
-    return min(most, max(examples // 10, 1))
 
 
 def _find_splits(
@@ -205,8 +203,12 @@ def part_in_memory(images: LabelledImages, indices: torch.Tensor) -> LabelledIma
     )
 
 
-def held_out(labels: Sequence[int] | torch.Tensor, count: int, seed_text: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Indices for training and for validation, drawn by hash, so that no release of a random generator changes the split."""
+def held_out(labels: Sequence[int] | torch.Tensor, most: int, seed_text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Indices that are kept, and a tenth that is held out, at most so many.
+
+    They are drawn by hash, so that no release of a random generator changes the split.
+    """
+    count = min(most, max(len(labels) // 10, 1))
     order = sorted(range(len(labels)), key=lambda index: hashlib.sha256(f"{seed_text} {index}".encode()).digest())
     kept, out = (torch.tensor(sorted(part), dtype=torch.int64) for part in (order[count:], order[:count]))
     return kept, out
