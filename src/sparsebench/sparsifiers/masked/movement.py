@@ -91,10 +91,10 @@ class Movement:
         """
         if self.momentum is None:
             return {}
-        for matrix, average in zip(self._weights, self.momentum, strict=True):
-            _check_finite(matrix.name, average)
-        named = zip(self._weights, self.momentum, strict=True)
-        return {"momentum": {matrix.name: momentum.clone() for matrix, momentum in named}}
+        named = {matrix.name: momentum for matrix, momentum in zip(self._weights, self.momentum, strict=True)}
+        for name, momentum in named.items():
+            _check_finite(name, momentum)
+        return {"momentum": {name: momentum.clone() for name, momentum in named.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the dense momentum of a saved state, and forget what was taken from gradients.

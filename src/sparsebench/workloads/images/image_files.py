@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sparsebench.errors import SparsebenchError
+from sparsebench.workloads.images.labelled import Labelled
 
 __all__ = [
     "SPLIT_NAMES",
@@ -25,26 +26,15 @@ _ENDINGS = frozenset({".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp",
 SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val"), "test": ("test", "testing")}
 
 
-class EncodedImages(Protocol):
+class EncodedImages(Labelled, Protocol):
     """Labelled images that are still files, or the bytes of files; can be pickled, for processes that decode them."""
 
     @property
     def labels(self) -> Sequence[int]:
         """The class of each example."""
 
-    @property
-    def classes(self) -> int | None:
-        """How many classes there are, as far as the source says."""
-
-    @property
-    def source(self) -> str:
-        """Where they come from, for messages."""
-
     def read(self, index: int) -> bytes:
         """The encoded bytes of an example; an error that names it where they cannot be read."""
-
-    def name(self, index: int) -> str:
-        """What an example is called in messages."""
 
 
 @dataclass(frozen=True)
