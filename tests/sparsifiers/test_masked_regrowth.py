@@ -365,6 +365,40 @@ def test_momentum_does_not_depend_on_the_loss_scale():
         torch.testing.assert_close(averages[0][name], averages[1][name], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("way", ["step()", "step(closure)", "two optimizers", "masked by the user"])
+def test_momentum_is_averaged_in_its_own_memory_where_the_step_is_certain_and_is_the_same_everywhere(way):
+    momenta, places = [], []
+    for this in ("step()", way):
+        model = classifier()
+        sparsifier = method("snfs", frequency=3)
+        sparsifier.prepare(model)
+        parameters = list(model.parameters())
+        parts = [parameters[:3], parameters[3:]] if this == "two optimizers" else [parameters]
+        optimizers = [torch.optim.SGD(part, lr=0.1, momentum=0.9) for part in parts]
+        sparsifier.attach(optimizers)
+        places.append({tuple(value.data_ptr() for value in sparsifier._movement.momentum)})
+        for index in range(8):
+
+            def closure(model=model, index=index):
+                model.zero_grad()
+                loss = loss_of(model, index)
+                loss.backward()
+                return loss
+
+            if this == "step(closure)":
+                optimizers[0].step(closure)
+            else:
+                closure()
+                if this == "masked by the user":
+                    sparsifier.mask_gradients()
+                for optimizer in optimizers:
+                    optimizer.step()
+            places[-1].add(tuple(value.data_ptr() for value in sparsifier._movement.momentum))
+        momenta.append(sparsifier.state_dict()["momentum"])
+    assert same(*momenta)
+    assert [len(seen) == 1 for seen in places] == [True, way == "step()"]
+
+
 def test_infinite_gradients_that_an_optimizer_takes_are_named_and_choose_nothing():
     # Rprop looks at signs only: the weights stay finite.
     model = classifier()

@@ -36,6 +36,10 @@ class Attachment:
             optimizer that others have yet to complete.
         evaluated: Called after each evaluation.
 
+    Attributes:
+        certain: True in `before` alone, and there only where the step will be made with the gradients that are there now: no
+            closure computes others, no GradScaler may skip it, and no second optimizer has a part in it.
+
     Raises:
         SparsebenchError: Not an optimizer, or a needed parameter is in none.
     """
@@ -62,6 +66,7 @@ class Attachment:
                 "parameter_groups(), attach to all where there are several, or leave the layer out with layers="
             )
         self._before, self._after, self._restore, self._evaluated = before, after, restore, evaluated
+        self.certain = False
         self._stepped: set[int] = set()  # identities of those that have made their part of the next step
         self._handles: list[RemovableHandle] = []
         for optimizer in self.optimizers:
@@ -74,12 +79,15 @@ class Attachment:
             handle.remove()
 
     def _pre_hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StepArguments | None:
-        self._before()
-        if len(args) == 1 and not kwargs:  # the optimizer alone
-            return None
         # A closure evaluates the network inside the step (LBFGS does so many times): what it reads and the gradients that it
         # leaves must be masked too. A hook after the step alone would come too late.
-        return with_closure(args, kwargs, self._wrapped)
+        wrapped = None if len(args) == 1 and not kwargs else with_closure(args, kwargs, self._wrapped)  # one: the optimizer
+        self.certain = wrapped is None and len(self.optimizers) == 1 and getattr(optimizer, "found_inf", None) is None
+        try:
+            self._before()
+        finally:
+            self.certain = False
+        return wrapped
 
     def _post_hook(self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # GradScaler calls fused optimizers even when it found an infinity; they then do nothing.

@@ -296,7 +296,7 @@ class MaskedSparsifier:
 
     def _take_gradients(self) -> None:
         if self._movement is not None:
-            self._movement.take(self._weights.masks, self._step + 1, self._optimizers())
+            self._movement.take(self._weights.masks, self._step + 1, self._attachment)
 
     def _before_step(self) -> None:
         # What is here is paid for in every step, of small networks too, and by a processor that has just done something else.
