@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from method_arguments import LEARNING, arguments_of, every_method
 from PIL import Image
 
+from sparsebench import fixed_masks, static_sparse_training
 from sparsebench.accounting import report
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.sparsifiers.registry import METHODS
@@ -73,13 +75,43 @@ def test_resnet_50_takes_steps(folder: Path, method: str) -> None:
         assert not any(row.zeros for row in rows.values())
 
 
-def test_whole_run_is_stopped_and_goes_on_exactly(folder: Path, tmp_path: Path) -> None:
-    settings = {"steps": 4, "batch_size": BATCH, "warmup_steps": 0, "threads": 2}
-    config = resolve(
-        f"images:resnet-50@{folder}", "magnitude", {"sparsity": 0.9, "end": "2 steps", "frequency": "1 steps"}, settings
-    )
+def test_resnet_50_takes_steps_with_the_masks_of_another_network(folder: Path) -> None:
+    """As lottery tickets, networks from scratch and iterative pruning do in studies."""
+    task = images_workload(f"resnet-50@{folder}")
+    parent = static_sparse_training(sparsity=0.8)
+    parent.prepare(task.build_model())
+    model = task.build_model()
+    sparsifier = fixed_masks(parent.masks())
+    sparsifier.prepare(model)
+    optimizer = torch.optim.SGD(sparsifier.parameter_groups(0.01), 0.01, momentum=0.9)
+    sparsifier.attach(optimizer)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        task.loss(model, task.batch(0, step, BATCH), 0.0).backward()
+        optimizer.step()
+    assert all(torch.equal(mask, model.get_parameter(name) != 0) for name, mask in parent.masks().items())
+
+
+VARIATIONAL = {"penalty": 1.0, "end": "2 steps", "thresholds": [3.0], "initial_log_sigma2": -6.0}
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "precision"),
+    [
+        ("magnitude", {"sparsity": 0.9, "end": "2 steps", "frequency": "1 steps"}, "float32"),
+        ("variational-dropout", VARIATIONAL, "bfloat16"),
+    ],
+)
+def test_whole_run_is_stopped_and_goes_on_exactly(
+    folder: Path, tmp_path: Path, method: str, arguments: dict[str, Any], precision: str
+) -> None:
+    settings = {"steps": 4, "batch_size": BATCH, "warmup_steps": 0, "threads": 2, "precision": precision}
+    config = resolve(f"images:resnet-50@{folder}", method, arguments, settings)
     whole = train(config, RunFolder(tmp_path / "whole"))
-    assert whole.points[0].sparsity == pytest.approx(0.9, abs=1e-4)
+    if method == "magnitude":
+        assert whole.points[0].sparsity == pytest.approx(0.9, abs=1e-4)
+    else:
+        assert 0.0 < whole.points[0].sparsity < 1.0
     assert whole.dense_multiply_adds == pytest.approx(4.09e9, rel=0.01)  # torchvision prints 4.09 GFLOPs (multiply-adds)
 
     def stop(progress: Progress) -> None:
