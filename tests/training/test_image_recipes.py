@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from short_runs import InterruptedRunError, stop_at
 from torch import nn
@@ -21,10 +25,11 @@ from sparsebench.training.dropout import set_dropout
 from sparsebench.training.longer_training import rate_factor
 from sparsebench.training.loop import learning_rate_factor
 from sparsebench.training.run import train
+from sparsebench.workloads.images.in_memory import InMemoryImages
 from sparsebench.workloads.images.named_sets import images_workload
 from sparsebench.workloads.images.networks import PreActivationBlock, make_network
 from sparsebench.workloads.recipes import reference_recipes
-from sparsebench.workloads.workload import Recipe
+from sparsebench.workloads.workload import Recipe, Split
 
 
 def recipe(**settings: object) -> Recipe:
@@ -83,8 +88,42 @@ def test_wide_resnet_is_the_recipe_of_rigl() -> None:
     assert not torch.equal(block.eval()(images), images)
 
 
-def test_resnet_50_decays_kernels_alone() -> None:
-    assert reference_recipes("sparsebench.workloads.images")["imagenet"].recipe().weight_decay_on == "weights"
+def test_imagenet_is_the_recipe_of_the_study() -> None:
+    """Gale, Elsen and Hooker 2019, appendix: epochs of 1,281,167 images and 1,024 a step."""
+    found = reference_recipes("sparsebench.workloads.images")["imagenet"]
+    given = found.recipe(1_271_167)
+    assert (given.steps, given.batch_size, given.optimizer, given.weight_decay) == (128_000, 1024, "sgd", 1e-4)
+    assert (given.weight_decay_on, found.published) == ("weights", {"imagenet/resnet-50": 76.69})
+    epoch = 1_281_167 / 1024
+    # Milestones are rounded to four digits: a fiftieth of an epoch is near enough.
+    for epochs, before, after in ((30, 0.4, 0.04), (60, 0.04, 0.004), (80, 0.004, 0.0004)):
+        rates = [given.learning_rate * learning_rate_factor(given, round(epochs * epoch) + by) for by in (-25, 25)]
+        assert rates == pytest.approx([before, after])
+    warm_up = [given.learning_rate * learning_rate_factor(given, round(part * 5 * epoch)) for part in (0.5, 1.0)]
+    assert warm_up == pytest.approx([0.2, 0.4], rel=1e-3)
+    assert given.learning_rate * learning_rate_factor(given, 0) == pytest.approx(0.4 / 6256)
+
+
+# Of each recipe its revision and the first digits of a digest of all that it says. A recipe that changes has another revision, so
+# that no run goes on, and none is looked up, under a recipe that it was not trained by.
+FROZEN = {
+    "lenet-5": (1, "c0ea4b13"),
+    "lenet-300-100": (2, "1c48cde2"),
+    "small-resnet": (1, "c74e08f6"),
+    "resnet-cifar": (1, "b280b8e3"),
+    "wide-resnet": (2, "a30505e4"),
+    "imagenet": (2, "277597eb"),
+    "large-images": (1, "33c7df67"),
+}
+
+
+def test_a_recipe_that_changes_has_another_revision() -> None:
+    entries = yaml.safe_load((files("sparsebench.workloads.images") / "recipes.yaml").read_text(encoding="utf-8"))
+    found = {}
+    for name, entry in entries.items():
+        said = json.dumps([entry["recipe"], entry.get("augmented", True)], sort_keys=True)
+        found[name] = (entry["revision"], hashlib.sha256(said.encode()).hexdigest()[:8])
+    assert found == FROZEN
 
 
 def test_later_settings_leave_configurations_as_they_were_where_they_are_not_used(images: str) -> None:
@@ -150,6 +189,24 @@ def test_run_with_all_of_it_trains_resumes_and_says_so(images: str, tmp_path: Pa
     again = train(config, RunFolder(tmp_path / "again"))
     assert again.points == whole.points
     assert again.weights_sha256 == whole.weights_sha256
+
+
+def test_curves_are_of_the_network_as_it_is_evaluated_in_the_end(
+    images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    evaluate = InMemoryImages.evaluate
+
+    def looking(task: InMemoryImages, model: nn.Module, split: Split) -> dict[str, float]:
+        if split == "validation":
+            seen.append(model[1].running_mean.clone())  # type: ignore[index,union-attr,operator]
+        return evaluate(task, model, split)
+
+    monkeypatch.setattr(InMemoryImages, "evaluate", looking)
+    train(resolve(images, "dense", {}, {"steps": 3, "batch_size": 6, "batch_norm_batches": 2}), RunFolder(tmp_path / "run"))
+    *_, last_of_the_curve, in_the_end = seen
+    assert len(seen) == 4
+    assert torch.equal(last_of_the_curve, in_the_end)
 
 
 def test_bfloat16_changes_the_training_and_keeps_the_weights_in_float32(images: str, tmp_path: Path) -> None:

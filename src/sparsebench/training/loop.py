@@ -18,6 +18,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.records.run_folder import RunFolder
 from sparsebench.sparsifiers.sparsifier import Sparsifier
 from sparsebench.training.averaging import CheckpointAverage
+from sparsebench.training.batch_norm import estimated_batch_norm
 from sparsebench.training.checkpoint import load_checkpoint, save_checkpoint
 from sparsebench.training.config import RunConfig
 from sparsebench.training.devices import Devices, noise_state, on_device, set_noise_state
@@ -188,7 +189,7 @@ def run_steps(
         state.seconds += time.perf_counter() - started
         state.processor_seconds += time.process_time() - processor_started
         if state.step % curve_every == 0 or state.step == recipe.steps:
-            state.curve.append(_curve_point(recipe, workload, state, loss_value))
+            state.curve.append(_curve_point(config, workload, state, loss_value))
         if observe is not None:
             metric = state.curve[-1]["metric"] if state.curve else None
             sparsity = state.curve[-1]["sparsity"] if state.curve else 0.0
@@ -201,18 +202,18 @@ def run_steps(
     state.remember_peak(memory)
 
 
-def validate(recipe: Recipe, workload: Workload, state: TrainingState) -> tuple[float, float]:
+def validate(config: RunConfig, workload: Workload, state: TrainingState) -> tuple[float, float]:
     """The primary metric on the validation split, and the sparsity, of the network's first evaluation point."""
-    point = next(iter(state.sparsifier.points()))
+    point, recipe = next(iter(state.sparsifier.points())), config.recipe
     state.devices.verify(state.sparsifier)
-    with point, precision(recipe, state.devices.device):
+    with point, estimated_batch_norm(state.model, workload, recipe, config.seed), precision(recipe, state.devices.device):
         metrics = workload.evaluate(state.model, "validation")
     return metrics[workload.metric], point.sparsity
 
 
-def _curve_point(recipe: Recipe, workload: Workload, state: TrainingState, loss: float) -> dict[str, float]:
+def _curve_point(config: RunConfig, workload: Workload, state: TrainingState, loss: float) -> dict[str, float]:
     """Training loss, and what `validate` tells."""
-    metric, sparsity = validate(recipe, workload, state)
+    metric, sparsity = validate(config, workload, state)
     return {
         "step": state.step,
         "seconds": round(state.seconds, 3),

@@ -204,7 +204,7 @@ def _train_to(
     state = training.state
     _go_on(config, folder, training, checkpoint_seconds, observe, step)
     state.save(folder)  # before it is looked at: what is measured here changes nothing of what follows
-    validation, sparsity = validate(config.recipe, training.workload, state)
+    validation, sparsity = validate(config, training.workload, state)
     if not math.isfinite(validation):
         raise SparsebenchError(f"the validation metric is {validation} at step {step} ({config.method}, seed {config.seed})")
     return RungRecord(step=step, validation=validation, sparsity=sparsity)
