@@ -14,7 +14,7 @@ from PIL import Image
 
 from sparsebench.errors import SparsebenchError
 from sparsebench.training.devices import part_of_batch
-from sparsebench.workloads.images.loading import BatchStream, evaluation_batches, loader_processes
+from sparsebench.workloads.images.loading import RUNS_AT_A_TIME, BatchStream, evaluation_batches, loader_processes
 from sparsebench.workloads.images.named_sets import images_workload
 from sparsebench.workloads.images.reading import read_encoded_splits
 from sparsebench.workloads.images.streamed import StreamedImages
@@ -175,6 +175,10 @@ def test_damaged_files_and_settings_are_named(photographs: Path, monkeypatch: py
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(24)))
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     assert loader_processes() == 5
+    monkeypatch.setenv(RUNS_AT_A_TIME, "3")
+    assert loader_processes() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert loader_processes() == 7
     monkeypatch.setenv("SPARSEBENCH_LOADER_PROCESSES", "two")
     with pytest.raises(SparsebenchError, match="SPARSEBENCH_LOADER_PROCESSES='two': expected a whole number"):
         loader_processes()

@@ -72,7 +72,7 @@ class LocalProcesses:
         workers, gpus = self._places(configs, directory)
         waiting = collections.deque(configs)
         deaths: collections.Counter[str] = collections.Counter()
-        with Workers(self.processes_per_run, gpus) as processes:
+        with Workers(self.processes_per_run, gpus, workers) as processes:
             under_way: dict[Future[Outcome], _UnderWay] = {}
             while waiting or under_way:
                 while waiting and len(under_way) < workers:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from sparsebench.studies.executors.worker import Worker
 from sparsebench.training.start_up import retains_memory
+from sparsebench.workloads.images.loading import RUNS_AT_A_TIME
 
 __all__ = ["Workers"]
 
@@ -25,15 +26,17 @@ class Workers:
         processes: Of each worker.
         gpus: For each worker that may be at work at a time, the CUDA devices that it sees, as `CUDA_VISIBLE_DEVICES` names
             them; all see the same where left out.
+        at_a_time: How many workers are at work at a time, which the processes that decode images share the machine's cores by.
 
     Raises:
         SparsebenchError: What the environment asks of workers is wrong.
     """
 
-    def __init__(self, processes: int = 1, gpus: Sequence[str] = ()) -> None:
+    def __init__(self, processes: int = 1, gpus: Sequence[str] = (), at_a_time: int = 1) -> None:
         retains_memory()  # a mistake in it is told here, not by processes that die of it
         self._size = processes
         self._gpus = list(gpus)
+        self._shared = {RUNS_AT_A_TIME: str(at_a_time)}
         self._all: dict[Worker, str | None] = {}
         self._idle: list[Worker] = []
         self._environment = _one_thread_environment()
@@ -47,7 +50,7 @@ class Workers:
             except BrokenProcessPool:
                 self.end(worker)
         gpu = self._gpus.pop(0) if self._gpus else None
-        worker = Worker(self._size, None if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        worker = Worker(self._size, self._shared | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}))
         self._all[worker] = gpu
         return worker, worker.submit(work, *arguments)
 

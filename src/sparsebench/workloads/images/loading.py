@@ -25,6 +25,8 @@ __all__ = ["Batch", "BatchStream", "evaluation_batch", "evaluation_batches", "lo
 
 EVALUATION_BATCH = 100
 MOST_PROCESSES = 16
+RUNS_AT_A_TIME = "SPARSEBENCH_RUNS_AT_A_TIME"
+"""The environment variable in which a study tells its workers how many of them share this machine."""
 
 
 class Batch(NamedTuple):
@@ -118,7 +120,7 @@ def evaluation_batches(images: EncodedImages, size: int) -> Iterator[Batch]:
 def loader_processes() -> int:
     """How many processes decode images: $SPARSEBENCH_LOADER_PROCESSES, or the cores that the training leaves, at most 16.
 
-    Where several processes train on this machine, that is for each of them.
+    Where several processes train on this machine, or a study several runs, that is for each of them.
 
     Raises:
         SparsebenchError: The variable is no whole number of at least 0.
@@ -126,7 +128,7 @@ def loader_processes() -> int:
     given = os.environ.get("SPARSEBENCH_LOADER_PROCESSES")
     if given is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores //= int(os.environ.get("LOCAL_WORLD_SIZE", "1")) * int(os.environ.get(RUNS_AT_A_TIME, "1"))
         return min(max(cores - torch.get_num_threads(), 1), MOST_PROCESSES)
     if not given.isdecimal():
         raise SparsebenchError(f"SPARSEBENCH_LOADER_PROCESSES={given!r}: expected a whole number, 0 for none")
