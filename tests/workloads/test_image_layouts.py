@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -22,7 +23,7 @@ from sparsebench import cli
 from sparsebench.errors import SparsebenchError
 from sparsebench.training.config import resolve
 from sparsebench.workloads.images import in_memory, mapped_images, parquet_files
-from sparsebench.workloads.images.named_sets import images_workload
+from sparsebench.workloads.images.named_sets import RECIPES, images_workload
 from sparsebench.workloads.images.networks import make_network
 from sparsebench.workloads.images.reading import read_encoded_splits, read_splits
 
@@ -291,6 +292,42 @@ def test_grey_pgm_files_of_16_bits_become_8(tmp_path: Path) -> None:
         file.with_suffix(".pgm").write_bytes(b"P5 20 20 65535\n" + np.full(400, level, ">u2").tobytes())
         file.unlink()
     assert torch.equal(read_splits(folder, 100).training.pixels, expected.training.pixels)
+
+
+def test_folders_that_cannot_be_looked_into_are_named_and_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for argument in ("~nobody-of-this-name/flowers", "x" * 300, f"resnet-8@{tmp_path / 'nowhere'}"):
+        with pytest.raises(SparsebenchError, match=r"no user has that folder|is no folder; expected images:PATH"):
+            images_workload(argument)
+    for name, message in (("~nobody-of-this-name", "no user has that folder"), ("x" * 300, "is no folder: expected one")):
+        monkeypatch.setenv("SPARSEBENCH_DATA", name)
+        with pytest.raises(SparsebenchError, match=message):
+            resolve("fashion-mnist", "dense", {})
+
+
+@BOTH
+def test_a_class_that_cannot_be_read_is_not_called_empty(tmp_path: Path, read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_classes(tmp_path / "set")
+    scan = os.scandir
+
+    def denied(path: Any) -> Any:  # a superuser may read everything
+        if str(path).endswith("class1"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    refused(read, folder, r"^cannot read \S+class1: Permission denied$")
+
+
+def test_epochs_are_of_the_images_that_are_left_to_train_on(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_classes(tmp_path / split)
+    for model in ("resnet-8", "resnet-18"):
+        task = images_workload(f"{model}@{tmp_path}")
+        assert task.training_examples == 27
+        asked = resolve(task.name, "dense", {}, {"steps": "3 epochs", "batch_size": 4})
+        assert asked.recipe.steps == 18
+        settings = RECIPES["large-images" if model == "resnet-18" else "small-resnet"].settings
+        assert task.recipe.steps == settings["epochs"] * max(27 // settings["batch_size"], 1)
 
 
 def refused(read: Any, folder: Path, message: str) -> None:

@@ -85,6 +85,31 @@ def test_cifar_batches_are_read_in_torchvision_layout(tmp_path: Path) -> None:
     assert np.array_equal(splits.test.pixels.permute(0, 3, 1, 2).numpy(), data)
 
 
+def test_cifar_100_is_read_by_its_fine_classes(tmp_path: Path) -> None:
+    place = tmp_path / "cifar-100-python"
+    place.mkdir()
+    data = RANDOM.integers(0, 256, (100, 3, 32, 32), dtype=np.uint8)
+    fine = RANDOM.permutation(100)
+    batch = {"data": data.reshape(100, -1), "fine_labels": fine.tolist(), "coarse_labels": (fine // 5).tolist()}
+    for name in ("train", "test"):
+        (place / name).write_bytes(pickle.dumps(batch))
+    splits = read_splits(tmp_path, classes=100)
+    assert splits.training.labels.tolist() == fine.tolist()
+    assert np.array_equal(splits.training.pixels.permute(0, 3, 1, 2).numpy(), data)
+
+
+@pytest.mark.parametrize(("image", "label"), [("img", "label"), ("img", "fine_label"), ("image", "labels")])
+@pytest.mark.parametrize("encoded", [False, True], ids=["decoded", "encoded"])
+def test_columns_have_the_names_that_the_hub_s_sets_give_them(tmp_path: Path, image: str, label: str, encoded: bool) -> None:
+    columns = {image: [{"bytes": png(pixels), "path": None} for pixels in PIXELS], label: LABELS.astype(np.int64)}
+    if label == "fine_label":
+        columns["coarse_label"] = np.zeros(40, np.int64)
+    for split in ("train", "test"):
+        pq.write_table(pa.table(columns), tmp_path / f"{split}.parquet")
+    part = read_encoded_splits(tmp_path, 4).test if encoded else read_splits(tmp_path, classes=4).test
+    assert list(part.labels) == LABELS.tolist()
+
+
 def test_cifar_batches_that_would_run_a_program_are_refused(tmp_path: Path) -> None:
     place = tmp_path / "cifar-100-python"
     place.mkdir()
@@ -235,19 +260,25 @@ def test_name_of_a_workload_is_set_and_model() -> None:
 @pytest.mark.parametrize(
     ("name", "weights"),
     [
+        # Of LeNets the weights alone, as pruning papers count them (Han et al. 2015: 266K and 431K with biases).
         ("lenet-300-100", 266_200),
         ("lenet-5", 430_500),
-        ("resnet-20", None),
-        ("wrn-16-2", None),
-        ("wrn-22-2", None),
-        ("resnet-8", None),
+        # All parameters: He et al. 2016, table 6, print 0.27, 0.46 and 0.85 million; ResNet-8 and 14 are of the same rule.
+        ("resnet-8", 75_290),
+        ("resnet-14", 172_506),
+        ("resnet-20", 269_722),
+        ("resnet-32", 464_154),
+        ("resnet-56", 853_018),
+        # Zagoruyko and Komodakis 2016, table 5: 0.7, 1.1 and 36.5 million.
+        ("wrn-16-2", 691_674),
+        ("wrn-22-2", 1_079_642),
+        ("wrn-28-10", 36_479_194),
     ],
 )
-def test_networks_have_the_sizes_of_their_papers(name: str, weights: int | None) -> None:
+def test_networks_have_the_sizes_of_their_papers(name: str, weights: int) -> None:
     grey = name.startswith("lenet")
-    network = make_network(name, 1 if grey else 3, 28 if grey else 32, 10)
-    assert network(torch.zeros(2, 1 if grey else 3, *(2 * [28 if grey else 32]))).shape == (2, 10)
-    if weights and grey:
-        assert sum(p.numel() for p in network.parameters() if p.ndim > 1) == weights
-    if name == "resnet-20":
-        assert sum(p.numel() for p in network.parameters()) == 269_722  # He et al.: 0.27 million
+    channels, size = (1, 28) if grey else (3, 32)
+    with torch.device("meta"):
+        network = make_network(name, channels, size, 10)
+        assert network(torch.zeros(2, channels, size, size)).shape == (2, 10)
+    assert sum(p.numel() for p in network.parameters() if p.ndim > 1 or not grey) == weights

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -68,6 +71,34 @@ def test_arrow_files_are_written_once_and_anew_when_the_file_changed(tmp_path, l
     write(file, [b"another"], [0])
     assert parquet_images([file]).read(0) == b"another"
     assert len(list(large.iterdir())) == 2
+
+
+def test_of_several_that_need_a_file_one_writes_it(tmp_path, large, monkeypatch):
+    file = write(tmp_path / "train.parquet", [b"one"], [0])
+    written, columns = [], mapped_images._columns
+
+    def slowly(*given):
+        written.append(given)
+        time.sleep(0.2)
+        return columns(*given)
+
+    monkeypatch.setattr(mapped_images, "_columns", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        places = set(pool.map(lambda _: mapped_images.map_images(file, "image", large), range(4)))
+    assert len(written) == 1
+    assert list(large.iterdir()) == list(places)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"ARROW1" + bytes(100))])
+def test_a_damaged_or_removed_arrow_file_is_named(tmp_path, large, damage):
+    mapped_images._batches.cache_clear()
+    mapped_images._begins.cache_clear()
+    images = parquet_images([write(tmp_path / "train.parquet", [b"one"], [0])])
+    (arrow,) = large.iterdir()
+    damage(arrow)
+    message = rf"^{re.escape(str(arrow))} cannot be read \(.*\): remove it, and the next run makes it anew$"
+    with pytest.raises(SparsebenchError, match=message):
+        images.read(0)
 
 
 def test_a_row_without_an_image_is_named_when_it_is_read(tmp_path, large):

@@ -12,16 +12,36 @@ from pathlib import Path
 
 from sparsebench.errors import SparsebenchError
 
-__all__ = ["cache_folder", "data_folder"]
+__all__ = ["cache_folder", "data_folder", "expanded", "is_folder"]
 
 SECONDS = 30.0  # without an answer
+
+
+def expanded(path: str) -> Path:
+    """A path whose leading ~ or ~USER is that user's folder.
+
+    Raises:
+        SparsebenchError: There is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise SparsebenchError(f"{path!r}: no user has that folder; write the path without ~") from error
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; where that cannot be found out (no permission, a name too long) there is none."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def cache_folder() -> Path:
     """Where downloads and prepared corpora are kept: $SPARSEBENCH_CACHE, or `sparsebench` in the user's cache folder."""
     if named := os.environ.get("SPARSEBENCH_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sparsebench"
+        return expanded(named)
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "sparsebench"
 
 
 def data_folder(
@@ -47,11 +67,11 @@ def data_folder(
             provide it.
     """
     if given := os.environ.get("SPARSEBENCH_DATA"):
-        data = Path(given).expanduser()
-        if not data.is_dir():
+        data = expanded(given)
+        if not is_folder(data):
             raise SparsebenchError(f"SPARSEBENCH_DATA={given!r} is no folder: expected one that holds a folder {name}")
         for folder in (data / other for other in (name, *others)):
-            if folder.is_dir():
+            if is_folder(folder):
                 return folder
         if is_it(data):
             return data
@@ -59,7 +79,7 @@ def data_folder(
             what = contents or f"its files ({', '.join(downloads)}, or those of another layout)"
             raise SparsebenchError(f"{name} is not in {data}: put {what} there or into its folder {name}, or leave out --data")
     folder = cache_folder() / "data" / name
-    if not folder.is_dir():
+    if not is_folder(folder):
         what = contents or f"its files ({', '.join(downloads)})"
         provide = f"put {what} into $SPARSEBENCH_DATA/{name} or {folder}"
         if not downloads:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,26 +41,36 @@ class EncodedImages(Labelled, Protocol):
 
 @dataclass(frozen=True)
 class _Files:
-    paths: Sequence[Path]
-    labels: Sequence[int]
+    """Files below a folder: their paths from there, one after the other, the end of each, and the class of each.
+
+    A million paths and numbers as objects would take half a gigabyte, and as much again in every process that reads them: to look
+    at an object is to count it, and what is written to is no longer shared with the process that it came from.
+    """
+
+    folder: str
+    paths: bytes
+    ends: array[int]
+    labels: array[int]
     classes: int
     source: str
 
     def read(self, index: int) -> bytes:
+        name = self.name(index)
         try:
-            return self.paths[index].read_bytes()
+            return Path(name).read_bytes()
         except OSError as error:
-            raise SparsebenchError(f"cannot read {self.paths[index]}: {error.strerror or error}") from error
+            raise SparsebenchError(f"cannot read {name}: {error.strerror or error}") from error
 
     def name(self, index: int) -> str:
-        return str(self.paths[index])
+        begin = self.ends[index - 1] if index else 0
+        return str(Path(self.folder, os.fsdecode(self.paths[begin : self.ends[index]])))
 
 
 @dataclass(frozen=True)
 class _Part:
     whole: EncodedImages
-    indices: Sequence[int]
-    labels: Sequence[int]
+    indices: array[int]
+    labels: array[int]
     classes: int | None
     source: str
 
@@ -71,7 +83,8 @@ class _Part:
 
 def part_of_images(whole: EncodedImages, indices: Sequence[int]) -> EncodedImages:
     """Some of the examples of a source, by their numbers."""
-    return _Part(whole, indices, [whole.labels[index] for index in indices], whole.classes, whole.source)
+    labels = array("q", (whole.labels[index] for index in indices))
+    return _Part(whole, array("q", indices), labels, whole.classes, whole.source)
 
 
 def split_folder(folder: Path, split: str) -> Path | None:
@@ -125,8 +138,8 @@ def folder_images(folder: Path, training: Path) -> EncodedImages:
     if not places:
         raise SparsebenchError(f"{folder} has no folders in it: expected one for each class, with its images")
     numbers = {place.name: number for number, place in enumerate(class_folders(training))}
-    paths: list[Path] = []
-    labels: list[int] = []
+    paths: list[bytes] = []
+    labels = array("q")
     for place in places:
         if place.name not in numbers:
             raise SparsebenchError(f"{place} is a class that {training} does not have: expected {', '.join(list(numbers)[:8])}")
@@ -135,15 +148,20 @@ def folder_images(folder: Path, training: Path) -> EncodedImages:
             raise SparsebenchError(
                 f"{place} is an empty class: put images of it there ({', '.join(sorted(_ENDINGS))}), or remove the folder"
             )
-        paths.extend(files)
-        labels.extend([numbers[place.name]] * len(files))
-    return _Files(paths, labels, len(numbers), str(folder))
+        paths.extend(os.fsencode(file.relative_to(folder)) for file in files)
+        labels.extend(itertools.repeat(numbers[place.name], len(files)))
+    ends = array("q", itertools.accumulate(map(len, paths)))
+    return _Files(str(folder), b"".join(paths), ends, labels, len(numbers), str(folder))
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    """Image files below a folder, those behind links to folders included, each folder once."""
+    """Image files below a folder, those behind links to folders included, each folder once.
+
+    Raises:
+        SparsebenchError: A folder cannot be read.
+    """
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(place)
         # In order, so that of two links to one folder always the same is taken.
         folders[:] = sorted(name for name in folders if not is_hidden(name))
@@ -155,6 +173,10 @@ def _images(folder: Path) -> Iterator[Path]:
             path = Path(place, name)
             if path.suffix.lower() in _ENDINGS and not is_hidden(name) and path.is_file():
                 yield path
+
+
+def _unreadable(error: OSError) -> None:
+    raise SparsebenchError(f"cannot read {error.filename}: {error.strerror or error}") from error
 
 
 def is_hidden(name: str) -> bool:

@@ -19,7 +19,7 @@ from sparsebench.workloads.images.networks import make_network, takes_any_shape
 from sparsebench.workloads.images.reading import RawSplits, held_out, part_in_memory
 from sparsebench.workloads.workload import ExampleInput, Recipe, Split
 
-__all__ = ["InMemoryImages"]
+__all__ = ["InMemoryImages", "count_training_images"]
 
 EVALUATION_BATCH = 500
 VALIDATION = 5000
@@ -84,7 +84,7 @@ class InMemoryImages:
     @property
     def training_examples(self) -> int:
         """N, the number of training images."""
-        return len(_prepared(self.read, self.max_shift).labels)
+        return count_training_images(self.read, self.max_shift)
 
     def build_model(self) -> nn.Module:
         """A new network, its weights drawn from torch's default generator, in the memory format that convolutions prefer."""
@@ -129,6 +129,11 @@ class InMemoryImages:
         part = data.parts[split]
         batches = zip(torch.split(part.pixels, EVALUATION_BATCH), torch.split(part.labels, EVALUATION_BATCH), strict=True)
         return accuracy_and_loss(model, (Images(_normalized(pixels, data), labels) for pixels, labels in batches))
+
+
+def count_training_images(read: Callable[[], RawSplits], max_shift: int) -> int:
+    """How many images there are to train on, those that are held out for validation not counted."""
+    return len(_prepared(read, max_shift).labels)
 
 
 def _normalized(pixels: torch.Tensor, data: _Prepared) -> torch.Tensor:

@@ -20,7 +20,7 @@ from sparsebench.workloads.images.image_files import (
 from sparsebench.workloads.images.labelled import LabelledImages
 from sparsebench.workloads.images.parquet_files import holds_parquet, parquet_images, split_parquet
 
-__all__ = ["decoded_splits", "encoded_splits", "holds_training_images"]
+__all__ = ["decoded_splits", "encoded_splits", "holds_encoded_images", "holds_training_images"]
 
 
 def decoded_splits(folder: Path) -> dict[str, Callable[[], LabelledImages]]:
@@ -83,4 +83,9 @@ def holds_training_images(folder: Path) -> bool:
     Raises:
         SparsebenchError: One of two IDX files is missing.
     """
-    return bool(find_idx(folder, "train") or is_cifar(folder) or holds_parquet(folder) or split_folder(folder, "train"))
+    return bool(find_idx(folder, "train") or is_cifar(folder) or holds_encoded_images(folder))
+
+
+def holds_encoded_images(folder: Path) -> bool:
+    """Whether training images lie in this very folder as files of images: in Parquet files, or in folders of classes."""
+    return holds_parquet(folder) or split_folder(folder, "train") is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -10,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from sparsebench.atomic import atomic_file, make_directory
 from sparsebench.errors import SparsebenchError
@@ -47,7 +50,8 @@ class MappedImages:
         file, row = self._place(index)
         batches, begins = _batches(self.maps[file])
         number = bisect.bisect_right(begins, row) - 1
-        image = batches.get_batch(number)["bytes"][row - begins[number]].as_py()
+        with _damage_told(self.maps[file]):
+            image = batches.get_batch(number)["bytes"][row - begins[number]].as_py()
         if not image:
             raise SparsebenchError(f"{self.name(index)} holds no image")
         return bytes(image)
@@ -85,9 +89,17 @@ def map_images(file: Path, column: str, folder: Path) -> Path:
         return target
     make_directory(folder)
     schema = pa.schema([("bytes", pa.large_binary())])
-    with atomic_file(target) as out, pa.ipc.new_file(out, schema) as writer:
-        for images in _columns(file, column):
-            writer.write_batch(pa.record_batch([images], schema=schema))
+    lock = target.with_suffix(".lock")
+    try:
+        # Of the processes that train together one writes, and the others wait for it.
+        with FileLock(lock):
+            if not target.exists():
+                with atomic_file(target) as out, pa.ipc.new_file(out, schema) as writer:
+                    for images in _columns(file, column):
+                        writer.write_batch(pa.record_batch([images], schema=schema))
+    finally:
+        with contextlib.suppress(OSError):
+            lock.unlink()  # who holds it by now finds the file there
     return target
 
 
@@ -110,9 +122,21 @@ def _batches(file: Path) -> tuple[Any, list[int]]:
     """An Arrow file, mapped into memory, and the first row of each of its batches; opened once a process."""
     import pyarrow as pa
 
-    reader = pa.ipc.open_file(pa.memory_map(str(file)))
-    sizes = (reader.get_batch(number).num_rows for number in range(reader.num_record_batches))
+    with _damage_told(file):
+        reader = pa.ipc.open_file(pa.memory_map(str(file)))
+        sizes = [reader.get_batch(number).num_rows for number in range(reader.num_record_batches)]
     return reader, [0, *itertools.accumulate(sizes)][:-1]
+
+
+@contextlib.contextmanager
+def _damage_told(file: Path) -> Iterator[None]:
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise SparsebenchError(f"{file} cannot be read ({reason}): remove it, and the next run makes it anew") from error
 
 
 @functools.cache

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 from sparsebench.errors import SparsebenchError
-from sparsebench.workloads.data_folders import data_folder
-from sparsebench.workloads.images.in_memory import InMemoryImages
-from sparsebench.workloads.images.layouts import holds_training_images
+from sparsebench.workloads.data_folders import data_folder, expanded, is_folder
+from sparsebench.workloads.images.in_memory import InMemoryImages, count_training_images
+from sparsebench.workloads.images.layouts import holds_encoded_images, holds_training_images
 from sparsebench.workloads.images.networks import check_network_name, takes_photographs
 from sparsebench.workloads.images.reading import EncodedSplits, RawSplits, read_encoded_splits, read_splits
 from sparsebench.workloads.images.streamed import StreamedImages
@@ -152,8 +151,8 @@ def images_workload(argument: str) -> ImageWorkload:
     if not at or "/" in model:
         model, path = "resnet-20", argument
     check_network_name(model)
-    folder = Path(path).expanduser().resolve()
-    if not path or not folder.is_dir():
+    folder = expanded(path).resolve()
+    if not path or not is_folder(folder):
         raise SparsebenchError(
             f"images:{argument}: {path!r} is no folder; expected images:PATH or images:MODEL@PATH, say images:resnet-18@flowers"
         )
@@ -170,15 +169,16 @@ def images_workload(argument: str) -> ImageWorkload:
             network=model,
         )
     read = functools.cache(functools.partial(read_splits, folder, HELD_OUT))
+    max_shift = 2 if recipe.augmented else 0
     return InMemoryImages(
         name=name,
         summary=summary,
         code_revision=recipe.revision,
-        recipe=recipe.recipe(len(read().training.labels)),
+        recipe=recipe.recipe(count_training_images(read, max_shift)),
         read=read,
         network=model,
         flip=False,
-        max_shift=2 if recipe.augmented else 0,
+        max_shift=max_shift,
     )
 
 
@@ -220,7 +220,7 @@ def _read_small(name: str) -> RawSplits:
 def _read_imagenet() -> EncodedSplits:
     """ImageNet, which is only given to who agrees to its terms, as torchvision and ImageNet's own archives lay it out."""
     contents = "its folders train and val, each with one folder of images for each class,"
-    folder = data_folder("imagenet", {}, ("ILSVRC2012", "imagenet-1k"), holds_training_images, contents)
+    folder = data_folder("imagenet", {}, ("ILSVRC2012", "imagenet-1k"), holds_encoded_images, contents)
     return read_encoded_splits(folder, IMAGENET_VALIDATION, classes=1000)
 
 
