@@ -12,7 +12,7 @@ def update_steps(begin, end, frequency):
 def cubic(step, begin, end, final, initial=0.0):
     if begin == end:
         return final
-    return final + (initial - final) * (1 - (step - begin) / (end - begin)) ** 3
+    return final + (min(initial, final) - final) * (1 - (step - begin) / (end - begin)) ** 3
 
 
 def dropped_count(sparsity, units):

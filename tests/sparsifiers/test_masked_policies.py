@@ -10,7 +10,7 @@ from torch import nn
 
 import sparsebench
 from sparsebench.errors import SparsebenchError
-from sparsebench.sparsifiers.masked import allocation, schedules
+from sparsebench.sparsifiers.masked import allocation, schedules, scores
 from sparsebench.sparsifiers.masked.engine import MaskedSparsifier
 
 
@@ -38,10 +38,24 @@ def test_gone_masks_never_grow(allocation_name):
     assert never_grows(masks_over_training(random(allocation=allocation_name)))
 
 
-def test_gone_masks_never_grow_even_when_the_schedule_falls():
-    history = masks_over_training(magnitude(sparsity=0.3, initial_sparsity=0.7, policy="gone", begin=0))
-    assert never_grows(history)
-    assert all(int((~mask).sum()) == int(0.7 * mask.numel() + 0.5) for mask in history[-1].values())
+@pytest.mark.parametrize("policy", ["gone", "returning"])
+@pytest.mark.parametrize("method", [magnitude, random])
+def test_layers_that_end_with_less_than_the_initial_sparsity_never_have_more(method, policy):
+    sparsities = {"0": 0.0, "2": 0.75}
+    history = masks_over_training(method(sparsity=0.6, initial_sparsity=0.5, policy=policy, begin=0, allocation=sparsities))
+    assert all(masks["0.weight"].all() for masks in history)
+    dropped = [int((~masks["2.weight"]).sum()) for masks in history]
+    assert dropped == sorted(dropped)
+    assert (dropped[0], dropped[-1]) == (15, 23)  # of 30 weights, half and three quarters
+    falling = MaskedSparsifier(scores.magnitude, allocation.Uniform(0.3), schedules.polynomial(0, 10, 2, initial=0.7), policy)
+    for masks in masks_over_training(falling):
+        assert all(int((~mask).sum()) == int(0.3 * mask.numel() + 0.5) for mask in masks.values())
+
+
+@pytest.mark.parametrize("method", [magnitude, random])
+def test_an_initial_sparsity_above_the_final_one_is_refused(method):
+    with pytest.raises(SparsebenchError, match=r"^initial_sparsity=0.7: expected at most the final sparsity, 0.3$"):
+        method(sparsity=0.3, initial_sparsity=0.7)
 
 
 @pytest.mark.parametrize("worst", [-torch.inf, torch.finfo(torch.float32).min, 0.0])

@@ -72,7 +72,7 @@ def magnitude_pruning(
             dense), "global" (one ranking over all layers), "erdos-renyi-kernel", or a map from layer pattern to sparsity,
             `sparsity` holding for the rest.
         policy: "returning" (the paper's) or "gone" (a dropped weight is lost; needs no memory for dropped values).
-        initial_sparsity: Sparsity at `begin`, in [0, 1].
+        initial_sparsity: Sparsity at `begin`, from 0 to `sparsity`; of layers that end with less, what they end with.
         structure: What is kept or dropped together, by its mean score: "element" (single weights), "block:4x4" (outputs x
             inputs, any size), "channel" (whole outputs), or "2:4" (any n:m of consecutive inputs, which fixes `sparsity` at
             1 - n / m). Counts are then of such units. In the matrix of a convolution input channels run fastest.
@@ -92,7 +92,7 @@ def magnitude_pruning(
         0.0
     """
     chosen = allocation_by_name(allocation, sparsity)
-    schedule = schedules.polynomial(begin, end, frequency, initial=initial_sparsity)
+    schedule = _rising(sparsity, begin, end, frequency, initial_sparsity)
     return MaskedSparsifier(scores.magnitude, chosen, schedule, policy, structure_by_name(structure), layers)
 
 
@@ -118,7 +118,7 @@ def random_pruning(
         frequency: Steps between updates.
         allocation: As in `magnitude_pruning`.
         policy: "gone" (cumulative: what was dropped stays dropped), or "returning" (drawn anew at every update).
-        initial_sparsity: Sparsity at `begin`, in [0, 1].
+        initial_sparsity: As in `magnitude_pruning`.
         structure: As in `magnitude_pruning`.
         layers: As in `magnitude_pruning`.
         seed: Seed of the draw.
@@ -130,7 +130,7 @@ def random_pruning(
         0.5
     """
     chosen = allocation_by_name(allocation, sparsity)
-    schedule = schedules.polynomial(begin, end, frequency, initial=initial_sparsity)
+    schedule = _rising(sparsity, begin, end, frequency, initial_sparsity)
     return MaskedSparsifier(scores.random, chosen, schedule, policy, structure_by_name(structure), layers, seed)
 
 
@@ -304,3 +304,11 @@ def _as_tuple(thresholds: Any) -> tuple[float, ...]:
     if isinstance(thresholds, str) or not isinstance(thresholds, Iterable):
         raise SparsebenchError(f"thresholds={thresholds!r}: expected a sequence of numbers, such as [3.0]")
     return tuple(thresholds)
+
+
+def _rising(sparsity: float, begin: Steps, end: Steps, frequency: Steps, initial: float) -> schedules.Schedule:
+    """A cubic from an initial sparsity that is not above the final one."""
+    schedule = schedules.polynomial(begin, end, frequency, initial=initial)
+    if initial > sparsity:
+        raise SparsebenchError(f"initial_sparsity={initial!r}: expected at most the final sparsity, {sparsity!r}")
+    return schedule

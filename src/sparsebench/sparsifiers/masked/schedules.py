@@ -18,7 +18,7 @@ class Schedule:
         ramp: From when to when the sparsity rises, and along which curve.
         frequency: Steps between two updates, at least 1.
         last: Step of the last update, at least the ramp's end; the end of the ramp where None.
-        initial: Sparsity at the ramp's begin, in [0, 1].
+        initial: Sparsity at the ramp's begin, in [0, 1]; less where the final one is less.
 
     Raises:
         SparsebenchError: A value is out of range.
@@ -49,8 +49,11 @@ class Schedule:
         return step == self.end or (step - self.ramp.begin) % self.frequency == 0
 
     def sparsity(self, step: int, final: float) -> float:
-        """The sparsity at `step` on the way to `final`: `s_f + (s_i - s_f) (1 - p)^power` (Zhu and Gupta 2017, eq. 1)."""
-        return final + (self.initial - final) * self.ramp.remaining(step)
+        """The sparsity at `step` on the way to `final`: `s_f + (s_i - s_f) (1 - p)^power` (Zhu and Gupta 2017, eq. 1).
+
+        It never falls: layers that end with less than the initial sparsity, dense ones above all, have what they end with.
+        """
+        return final + (min(self.initial, final) - final) * self.ramp.remaining(step)
 
 
 def polynomial(begin: int, end: int, frequency: int, power: float = 3.0, initial: float = 0.0) -> Schedule:
