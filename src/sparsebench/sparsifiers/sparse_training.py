@@ -153,7 +153,8 @@ def snfs(
     As `rigl`, with two differences: the score is the momentum `m = momentum m + (1 - momentum) gradient` of all weights, and what
     all layers dropped together is shared among them in proportion to the mean absolute momentum of their kept weights, so that
     layers change their sparsity while the whole keeps it. By its definition the method keeps a dense momentum: one more copy of
-    the sparsified weights, updated at every step, and in saved states.
+    the sparsified weights, updated at every step, and in saved states. For as long as a step may yet be undone (with a closure,
+    as Lightning has one, with several optimizers, a fused one under GradScaler, or gradients masked by hand) there are two.
 
     Args:
         sparsity: Fraction of the weights that are zero, in [0, 1], at every moment.

@@ -52,7 +52,7 @@ class Movement:
         Gradients that were masked since they were taken are not looked at again; new ones (of a later evaluation of a closure, or
         after a step that GradScaler skipped) replace what was taken from the old ones. Where the step is certain there will
         be nothing to undo, and the momentum is averaged in its own memory: to find memory for a copy of it in every step takes
-        up to eight times as long as averaging.
+        up to eight times as long as averaging. Where it is not there is a second copy until the step is completed.
         """
         if self.momentum is None and not self._regrowth.updates_at(step):
             return
@@ -131,6 +131,8 @@ class Movement:
         for old, gradient in zip(self.momentum or [], gradients, strict=True):
             if gradient is not None:
                 unscaled = gradient if scale is None else gradient / scale.to(gradient.device)
+                # Where the weights have gone since `prepare`.
+                old = old if old.device == gradient.device else old.to(gradient.device)
                 old = lerp(old, unscaled.to(old.dtype), weight)
             new.append(old)
         return new
