@@ -24,6 +24,32 @@ LIMIT = 1 << 20
 SPARE = 8 << 20
 
 
+def test_texts_that_unfold_to_many_objects_are_not_read(tmp_path):
+    path = tmp_path / "x"
+    header, data = take_apart(write_original(path))
+    lists = '{"a":[' + "[]," * (6 << 20) + "[]]}"
+    for field, read in (("tensors", load_compressed), ("tied", load_compressed), ("config", inspect)):
+        changed = header | {"__metadata__": header["__metadata__"] | {field: lists}}
+        path.write_bytes(put_together(changed, data))
+        size = path.stat().st_size
+        tracemalloc.start()
+        try:
+            with pytest.raises(SparsebenchError, match=r"has 18,874,378 characters: expected at most 16,777,216$"):
+                read(path)
+            assert tracemalloc.get_traced_memory()[1] < 6 * size
+        finally:
+            tracemalloc.stop()
+
+
+def test_names_cannot_move_the_cursor(tmp_path):
+    path = tmp_path / "x"
+    save_compressed({"a\x1b[2J\nb": torch.ones(3), "größe": torch.ones(3)}, path)
+    text = str(inspect(path))
+    assert "\x1b" not in text
+    assert r"a\x1b[2J\nb" in text
+    assert "größe" in text
+
+
 def outcome(path: Path, data: bytes) -> dict[str, torch.Tensor] | None:
     """What is loaded, None where a clear error says why nothing is; anything else fails."""
     path.write_bytes(data)

@@ -96,7 +96,7 @@ class CheckpointReport:
         lines = [_line(row, widths) for row in cells]
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
         lines = [lines[0], rule, *lines[1:-1], *([rule] if rows else []), lines[-1]]
-        lines += [f"{second} is {first} (tied, stored once)" for second, first in self.tied.items()]
+        lines += [f"{_shown(second)} is {_shown(first)} (tied, stored once)" for second, first in self.tied.items()]
         lines.append(f"file: {self.file_bytes:,} bytes with its header, {self.ratio:.2f} times smaller than the dense tensors")
         return "\n".join(lines)
 
@@ -176,10 +176,15 @@ def _coding(row: Row) -> str:
     return f"{coding} + zstd" if row.zstd else coding
 
 
+def _shown(name: str) -> str:
+    """A name as it is, but for what would move a terminal's cursor or colour it."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
+
+
 def _cells(tensor: TensorReport) -> list[str]:
     converted = tensor.values_dtype != tensor.dtype
     return [
-        tensor.name,
+        _shown(tensor.name),
         " x ".join(map(str, tensor.shape)),
         f"{tensor.dtype} as {tensor.values_dtype}" if converted else tensor.dtype,
         tensor.coding,

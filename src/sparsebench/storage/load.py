@@ -24,8 +24,8 @@ def load_compressed(path: str | Path, *, max_bytes: int | None = None) -> dict[s
     """Read a compressed checkpoint.
 
     The file need not be trusted: no code in it is run, its checksum and everything it says are checked, and nothing is allocated
-    beyond a few times its own size and the size of the tensors it declares, which is bounded by `max_bytes` before the first of
-    them is made.
+    beyond a few times its own size, what its header takes as objects (ten times its bytes; of texts made for it 25 times, of at
+    most 16 MiB each), and the size of the tensors it declares, which is bounded by `max_bytes` before the first of them is made.
 
     Args:
         path: What `save_compressed` wrote.

@@ -16,7 +16,7 @@ from sparsebench.storage import zstd as zstd_frames
 from sparsebench.storage.coding import encode_tensor
 from sparsebench.storage.container import StoredTensor, write_sealed_container
 from sparsebench.storage.rounding import negative_zeros, rounded, without_negative_zeros
-from sparsebench.storage.table import FORMAT, Row, table_json
+from sparsebench.storage.table import FORMAT, MOST_TEXT, Row, table_json
 
 __all__ = ["save_compressed"]
 
@@ -96,6 +96,9 @@ def save_compressed(
         if not coded.row.is_plain:
             rows[name] = coded.row
     metadata |= {"tensors": table_json(rows), "tied": _json("tied names", tied)}
+    for field, text in metadata.items():
+        if len(text) > MOST_TEXT:
+            raise SparsebenchError(f"{field} would take {len(text):,} characters of the file, which may have {MOST_TEXT:,}")
     write_sealed_container(Path(path), stored, {"format": FORMAT} | metadata)
 
 

@@ -11,12 +11,15 @@ from sparsebench.storage.damage import DamagedFileError, naming
 from sparsebench.storage.element_types import ElementType, element_type_named
 from sparsebench.storage.golomb_rice import MAX_PARAMETER
 
-__all__ = ["CONVERSIONS", "FORMAT", "Row", "parse_object", "parse_table", "table_json"]
+__all__ = ["CONVERSIONS", "FORMAT", "MOST_TEXT", "Row", "parse_object", "parse_table", "table_json"]
 
 FORMAT = "sparsebench compressed 1"
 
 # Element types and what their values may be stored as instead.
 CONVERSIONS = {"F32": ("F16", "BF16"), "F64": ("F16", "BF16")}
+
+# Characters of a text in the metadata. As objects it takes up to 25 times as much: "[[],[],...". A row takes some 150.
+MOST_TEXT = 1 << 24
 
 _MAX_DIMENSIONS = 64
 _MAX_ELEMENTS = 1 << 60
@@ -120,8 +123,10 @@ def parse_object(text: str, what: str) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        DamagedFileError: The text is none.
+        DamagedFileError: The text is none, or longer than any that is written.
     """
+    if len(text) > MOST_TEXT:
+        raise DamagedFileError(f"the {what} has {len(text):,} characters: expected at most {MOST_TEXT:,}")
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
