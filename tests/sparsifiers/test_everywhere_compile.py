@@ -118,3 +118,21 @@ def test_peers_row_16_inductor_trains_it(method):
             with point, torch.no_grad():
                 images = batch(0)[0]
                 torch.testing.assert_close(compiled(images), model(images), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", STOCHASTIC)
+def test_transposed_linear_layers_compile_into_one_graph_with_the_eager_loss(method):
+    layers = pytest.importorskip("transformers.pytorch_utils", reason="needs transformers")
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(layers.Conv1D(6, 4), torch.nn.Tanh(), torch.nn.Linear(6, 2))
+        sparsifier = STOCHASTIC[method]()
+        sparsifier.prepare(model)
+        backend = CountingBackend()
+        called = torch.compile(model, fullgraph=True, backend=backend) if compiled else model
+        torch.manual_seed(1)
+        losses.append(called(torch.linspace(-1, 1, 12).reshape(3, 4)).square().sum())
+        losses[-1].backward()
+        assert backend.graphs == int(compiled)
+    torch.testing.assert_close(*losses)

@@ -239,6 +239,25 @@ def test_what_needs_more_than_rows_is_refused_by_name(tmp_path):
         assert all("structures and regrowth are not supported" in message for message in messages[1:])
 
 
+def differing(rank):
+    torch.manual_seed(rank)  # what fully_shard makes of it is rank 0's rows of one network and rank 1's of another
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    sparsifier = sparsebench.magnitude_pruning(sparsity=0.5, begin=0, end=4, frequency=2, initial_sparsity=0.25)
+    sparsifier.prepare(model)
+    fsdp.fully_shard(model)
+    try:
+        sparsifier.attach(momentum(model.parameters()))
+    except SparsebenchError as error:
+        return str(error)
+    return None
+
+
+def test_peers_row_11_masks_chosen_before_sharding_are_compared(tmp_path):
+    for message in in_processes(differing, tmp_path):
+        assert message is not None
+        assert message.startswith("process 1 has other masks of '0.weight' than process 0: prepare the same model")
+
+
 @pytest.mark.parametrize("method", STOCHASTIC)
 def test_peers_row_12_stochastic_methods_are_refused_on_sharded_weights(method, under_fsdp):
     for _, results in under_fsdp:

@@ -29,7 +29,7 @@ class Attachment:
 
     Args:
         optimizers: A torch optimizer, or a wrapper that holds one as `optimizer` (as Accelerate's does); or several.
-        needed: Parameters that the optimizers must hold, by name.
+        needed: Parameters that the optimizers must hold, by name, but for frozen ones.
         after: Called after each completed step; one that GradScaler skips does not count.
         before: Called before each step of each optimizer, after the gradients were computed.
         restore: Called before each evaluation of a closure that an optimizer makes inside its step, and after steps of an
@@ -58,7 +58,7 @@ class Attachment:
         if not self.optimizers:
             raise SparsebenchError("attach() expects a torch.optim.Optimizer, got none")
         held = {id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
-        missing = [name for name, parameter in needed.items() if id(parameter) not in held]
+        missing = [name for name, parameter in needed.items() if parameter.requires_grad and id(parameter) not in held]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise SparsebenchError(

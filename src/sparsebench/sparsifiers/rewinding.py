@@ -45,6 +45,8 @@ def rewind(model: nn.Module, snapshot: Mapping[str, torch.Tensor], masks: Mappin
     """
     check_masks(masks)
     _selected(model, masks)
+    if not isinstance(snapshot, Mapping):
+        raise SparsebenchError(f"snapshot={snapshot!r:.60}: expected what copy.deepcopy(model.state_dict()) gave")
     now = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     for name in [*now, *(name for name in snapshot if name not in model.state_dict())]:
         if name not in snapshot or name not in now:

@@ -21,6 +21,7 @@ __all__ = [
     "SelectedWeight",
     "WeightMatrix",
     "by_parameter",
+    "check_still_there",
     "is_left_out",
     "matrices_of",
     "select_weights",
@@ -100,6 +101,25 @@ class WeightMatrix:
     def part(self, tensor: torch.Tensor) -> torch.Tensor:
         """The part of a tensor of the parameter's shape that belongs to this matrix, a view."""
         return tensor if self.count == 1 else tensor.chunk(self.count)[self.index]
+
+
+def check_still_there(model: nn.Module, weights: Iterable[SelectedWeight]) -> None:
+    """Find weights whose layers are no longer part of the model, or no longer share them.
+
+    Raises:
+        SparsebenchError: Something was replaced since the weights were chosen.
+    """
+    parameters = {id(parameter) for parameter in model.parameters()}
+    for weight in weights:
+        for holder in weight.holders:
+            if holder.layer._parameters.get(holder.weight) is not weight.parameter:
+                raise SparsebenchError(
+                    f"{holder.name!r} no longer has {weight.name!r}, to which it was tied: call prepare() again"
+                )
+        if id(weight.parameter) not in parameters:
+            raise SparsebenchError(
+                f"{weight.name!r} is no longer in the model: its layer was replaced after prepare(), call it again"
+            )
 
 
 def matrices_of(weights: Iterable[SelectedWeight]) -> list[WeightMatrix]:

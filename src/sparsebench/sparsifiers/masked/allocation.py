@@ -142,6 +142,8 @@ class LayerMap:
     def __post_init__(self) -> None:
         _check_sparsity("sparsity", self.sparsity)
         for pattern, sparsity in self.layers.items():
+            if not isinstance(pattern, str):
+                raise SparsebenchError(f"allocation: the pattern {pattern!r} is no text: write {str(pattern)!r}, in quotes")
             _check_sparsity(f"allocation[{pattern!r}]", sparsity)
 
     def groups(self, shapes: Shapes) -> list[Group]:

@@ -182,10 +182,11 @@ class MaskedSparsifier:
         self._detach()
         self._attachment, self._alone = attachment, all(map(treats_weights_alone, attachment.optimizers))
         self._busy_at = 0
-        self._weights.place()
         if several_processes() and self._step == 0 and self._schedule.updates_at(0) and not self._weights.spread:
-            # Chosen before a wrapper made the weights the same everywhere; later ones are chosen from weights that are.
+            # Chosen before a wrapper made the weights the same everywhere; later ones are chosen from weights that are. Whole
+            # here even where the weights are spread by now.
             verify_same_masks(self.masks())
+        self._weights.place()
 
     def parameter_groups(self, lr: float, auxiliary_lr_scale: float = 1.0) -> list[dict[str, Any]]:
         """One group with all trainable parameters: masked methods have none of their own."""
@@ -238,8 +239,9 @@ class MaskedSparsifier:
     def mask_gradients(self) -> None:
         """Zero the gradients of dropped weights, as is useful where norms are clipped.
 
-        What regrowth needs of the dense gradients is taken first: call it once the gradients of a step are complete. Before
-        every step it is done where it matters: for optimizers that mix what they know of weights, and scores that read gradients.
+        What regrowth needs of the dense gradients is taken first: call it once the gradients of a step are complete, and after
+        `GradScaler.unscale_`. Before every step it is done where it matters: for optimizers that mix what they know of weights,
+        and scores that read gradients.
         """
         self._take_gradients()
         self._weights.mask_gradients()
@@ -366,9 +368,8 @@ class MaskedSparsifier:
         return {matrix.name: mask for matrix, mask in zip(matrices, kept, strict=True)}
 
     def _check_zeros(self) -> None:
-        self._prepared()
         self._weights.check_finite(self._step)
-        self._weights.check_zeros()
+        self._weights.check_zeros(self._prepared())
 
     def _description(self) -> dict[str, Any]:
         """Plain values that say which method, model and schedule this is."""

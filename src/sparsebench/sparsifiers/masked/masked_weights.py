@@ -13,7 +13,7 @@ from sparsebench.sparsifiers.masked.masks import count_kept
 from sparsebench.sparsifiers.masked.optimizer_state import clean_optimizer_state
 from sparsebench.sparsifiers.masked.placement import agree, any_sharded, local, place, whole
 from sparsebench.sparsifiers.named_weights import check_finite
-from sparsebench.sparsifiers.selection import WeightMatrix, by_parameter
+from sparsebench.sparsifiers.selection import WeightMatrix, by_parameter, check_still_there
 
 __all__ = ["MaskedWeights"]
 
@@ -163,12 +163,13 @@ class MaskedWeights:
         """
         self._agree(lambda: check_finite(((matrix.name, local(matrix.tensor)) for matrix in self.matrices), step))
 
-    def check_zeros(self) -> None:
-        """Find dropped weights that came back.
+    def check_zeros(self, model: nn.Module) -> None:
+        """Find dropped weights that came back, and weights that are no longer those of the model.
 
         Raises:
             SparsebenchError: There are some.
         """
+        check_still_there(model, (matrix.weight for matrix in self.matrices))
         self._agree(lambda: check_dropped_are_zero(self.matrices, self.masks))
 
     def _mask_like(self, weight: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from sparsebench.sparsifiers.selection import WeightMatrix
 
 __all__ = ["Block", "Channel", "Element", "NOfM", "Structure", "all_but", "structure_by_name"]
 
-# How far a stated sparsity may be from that of an n:m pattern: 0.667 stands for 1:3.
+# How far a stated sparsity may be from that of an n:m pattern, which it then stands for: 0.667 for 1:3.
 NEAR = 1e-3
 
 
@@ -248,6 +248,7 @@ class NOfM:
         return [self._choose(score, sparsity) & (may != 0) for score, may in zip(only, candidates, strict=True)]
 
     def _choose(self, scores: torch.Tensor, sparsity: float) -> torch.Tensor:
+        sparsity = self._sparsity if abs(sparsity - self._sparsity) <= NEAR else sparsity
         columns = scores.shape[1]
         sizes = torch.full((-(-columns // self.m), 1), self.m, device=scores.device)
         if columns % self.m:

@@ -115,6 +115,7 @@ class StochasticSparsifier:
                 model is then as it was.
         """
         refuse_wrapped(model)
+        self._detach()
         selected = select_weights(model, self._layers, convertible_types())
         refuse_weight_readers(model, selected, self._layers)
         refuse_foreign_users(model, selected)
@@ -141,8 +142,7 @@ class StochasticSparsifier:
         auxiliary = {self._auxiliary_name(selected): self._auxiliary(selected) for selected in self._selected}
         refuse_sharded(needed)
         attachment = Attachment(optimizer, needed | auxiliary, after=self._after_step)
-        if self._attachment is not None:
-            self._attachment.detach()
+        self._detach()
         self._attachment = attachment
         identities = {id(parameter) for parameter in auxiliary.values()}
         groups = [group for own in attachment.optimizers for group in own.param_groups]
@@ -239,9 +239,7 @@ class StochasticSparsifier:
         if self._penalty > 0.0 and self._ramp.remaining(self._step) > 0.0:
             warn_of_unfinished(self._step, self._ramp.end, f"the penalty has {self._ramp.progress(self._step):.3f} of its weight")
         self._fold(at)
-        if self._attachment is not None:
-            self._attachment.detach()
-            self._attachment = None
+        self._detach()
         for layer in list(self._layers_by_name().values()):
             restore(layer)
         self._selected, self._model = [], None
@@ -376,6 +374,11 @@ class StochasticSparsifier:
             "seed": self._seed,
             "shapes": {selected.name: list(selected.parameter.shape) for selected in self._selected},
         }
+
+    def _detach(self) -> None:
+        if self._attachment is not None:
+            self._attachment.detach()
+            self._attachment = None
 
     def _prepared(self) -> nn.Module:
         if self._model is None:

@@ -39,11 +39,13 @@ def fold_copy(
     """
     modules = dict(other.named_modules())
     for selected in weights:
-        for name, layer, _ in selected.holders:
-            if type(modules.get(name)) is not type(layer):
+        for name, layer, own in selected.holders:
+            other_layer = modules.get(name)
+            if type(other_layer) is not type(layer) or not hasattr(other_layer, auxiliary_name(distribution, own)):
                 raise SparsebenchError(
-                    f"finalize_copy: the other model has no layer {name!r} of the type {type(layer).__name__}: make it with "
-                    "copy.deepcopy() of the prepared model, and give what is inside a wrapper (`.module`)"
+                    f"finalize_copy: the other model has no layer {name!r} of the type {type(layer).__name__} with "
+                    f"{distribution.parameter}: make it with copy.deepcopy() of the prepared model, and give what is inside a "
+                    "wrapper (`.module`)"
                 )
     for selected in weights:
         name, _, own = selected.holders[0]
