@@ -12,7 +12,7 @@ from sparsebench.sparsifiers.keyed_generator import keyed_generator
 from sparsebench.sparsifiers.masked.held_masks import HeldAllocation, HeldLayers, by_matrix, check_masks
 from sparsebench.sparsifiers.masked.layout import from_matrix, to_matrix
 from sparsebench.sparsifiers.named_weights import zero_dropped
-from sparsebench.sparsifiers.selection import SelectedWeight, matrices_of, select_weights
+from sparsebench.sparsifiers.selection import SelectedWeight, matrices_of, select_weights, shapes_of
 
 __all__ = ["reinitialize", "rewind"]
 
@@ -103,6 +103,6 @@ def reinitialize(model: nn.Module, masks: Mapping[str, torch.Tensor], *, gain: f
 def _selected(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> list[SelectedWeight]:
     """The weights that the masks are for."""
     selected = select_weights(model, HeldLayers(frozenset(masks)))
-    shapes = {matrix.name: tuple(matrix.tensor.shape) for matrix in matrices_of(selected)}
+    shapes = shapes_of(matrices_of(selected))
     HeldAllocation.of(by_matrix(masks)).groups(shapes)
     return [weight for weight in selected if weight.name in masks]

@@ -25,6 +25,7 @@ __all__ = [
     "is_left_out",
     "matrices_of",
     "select_weights",
+    "shapes_of",
     "warn_of_dense",
 ]
 
@@ -129,6 +130,11 @@ def matrices_of(weights: Iterable[SelectedWeight]) -> list[WeightMatrix]:
         names = matrix_names(weight.name)
         found += [WeightMatrix(name, weight, index, len(names)) for index, name in enumerate(names)]
     return found
+
+
+def shapes_of(matrices: Iterable[WeightMatrix]) -> dict[str, tuple[int, ...]]:
+    """The shapes of matrices, by name."""
+    return {matrix.name: tuple(matrix.tensor.shape) for matrix in matrices}
 
 
 def by_parameter(matrices: Sequence[WeightMatrix], tensors: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

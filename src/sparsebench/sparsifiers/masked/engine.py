@@ -23,12 +23,12 @@ from sparsebench.sparsifiers.masked.regrowth import Regrowth
 from sparsebench.sparsifiers.masked.saved_masks import read_masks, write_masks
 from sparsebench.sparsifiers.masked.schedules import Schedule
 from sparsebench.sparsifiers.masked.scores import Score, of_weight_alone, random, show_network
-from sparsebench.sparsifiers.masked.structures import Element, Structure, all_but
+from sparsebench.sparsifiers.masked.structures import Element, Structure, all_but, checked_groups
 from sparsebench.sparsifiers.masked.trained_network import warn_of_random_masks
 from sparsebench.sparsifiers.named_weights import dropped_fraction, zero_dropped
 from sparsebench.sparsifiers.reminders import warn_of_unfinished
 from sparsebench.sparsifiers.saved_state import check_saved_state, describe
-from sparsebench.sparsifiers.selection import WeightMatrix, by_parameter, matrices_of, select_weights, warn_of_dense
+from sparsebench.sparsifiers.selection import by_parameter, matrices_of, select_weights, shapes_of, warn_of_dense
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
 
 __all__ = ["MaskedSparsifier", "Policy"]
@@ -144,11 +144,7 @@ class MaskedSparsifier:
         self._detach()
         matrices = matrices_of(select_weights(model, self._layers))
         warn_of_dense(model, self._layers)
-        self._groups = self._allocation.groups(_shapes(matrices))
-        by_name = {matrix.name: matrix for matrix in matrices}
-        for group in self._groups:
-            for name in group.names:
-                self._structure.check(by_name[name], group)
+        self._groups = checked_groups(self._allocation, self._structure, matrices)
         self._model = model
         self._step = self._busy_at = 0
         self._weights = MaskedWeights(matrices, self._policy == "returning", self._as_bytes)
@@ -383,7 +379,7 @@ class MaskedSparsifier:
             "schedule": describe(self._schedule),
             "policy": self._policy,
             "seed": self._seed,
-            "shapes": {name: list(shape) for name, shape in _shapes(self._weights.matrices).items()},
+            "shapes": {name: list(shape) for name, shape in shapes_of(self._weights.matrices).items()},
         } | ({"regrowth": self._regrowth.description()} if self._regrowth else {})
 
     def _detach(self) -> None:
@@ -395,7 +391,3 @@ class MaskedSparsifier:
         if self._model is None:
             raise SparsebenchError("call prepare(model) first")
         return self._model
-
-
-def _shapes(matrices: Sequence[WeightMatrix]) -> dict[str, tuple[int, ...]]:
-    return {matrix.name: tuple(matrix.tensor.shape) for matrix in matrices}

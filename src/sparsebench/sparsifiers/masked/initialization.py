@@ -17,7 +17,7 @@ from sparsebench.sparsifiers.masked import initial_scores
 from sparsebench.sparsifiers.masked.allocation import allocation_by_name
 from sparsebench.sparsifiers.masked.choice import check_scores, choose_masks
 from sparsebench.sparsifiers.masked.initial_scores import GraSP, InitialScore, LossFunction, Network
-from sparsebench.sparsifiers.masked.structures import structure_by_name
+from sparsebench.sparsifiers.masked.structures import checked_groups, structure_by_name
 from sparsebench.sparsifiers.selection import by_parameter, matrices_of, select_weights
 from sparsebench.sparsifiers.sparsifier import LayerChoice
 
@@ -92,10 +92,7 @@ def initialize_masks(
     copied.zero_grad(set_to_none=True)
     selected = select_weights(copied, layers)
     matrices = {matrix.name: matrix for matrix in matrices_of(selected)}
-    groups = chosen_allocation.groups({key: tuple(matrix.tensor.shape) for key, matrix in matrices.items()})
-    for group in groups:
-        for key in group.names:
-            chosen_structure.check(matrices[key], group)
+    groups = checked_groups(chosen_allocation, chosen_structure, list(matrices.values()))
     masks = {key: torch.ones_like(matrix.tensor, dtype=torch.bool) for key, matrix in matrices.items()}
     with _own_random_state(copied, seed):
         held = list(batches)  # a loader that shuffles draws from torch's generator

@@ -19,9 +19,9 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.masked.allocation import Allocation, ErdosRenyiKernel, Global, Group
 from sparsebench.sparsifiers.masked.layout import from_matrix, to_matrix
 from sparsebench.sparsifiers.masked.masks import count_kept, top_scores
-from sparsebench.sparsifiers.selection import WeightMatrix
+from sparsebench.sparsifiers.selection import WeightMatrix, shapes_of
 
-__all__ = ["Block", "Channel", "Element", "NOfM", "Structure", "all_but", "structure_by_name"]
+__all__ = ["Block", "Channel", "Element", "NOfM", "Structure", "all_but", "checked_groups", "structure_by_name"]
 
 # How far a stated sparsity may be from that of an n:m pattern, which it then stands for: 0.667 for 1:3.
 NEAR = 1e-3
@@ -288,6 +288,20 @@ def structure_by_name(structure: str | int) -> Structure:
         f"structure={structure!r}: expected 'element', 'channel', 'block:4x4' (outputs x inputs, any size) or '2:4' "
         f"(any n:m){quotes}"
     )
+
+
+def checked_groups(allocation: Allocation, structure: Structure, matrices: Sequence[WeightMatrix]) -> list[Group]:
+    """The groups of an allocation over matrices that can have the structure.
+
+    Raises:
+        SparsebenchError: One of them cannot.
+    """
+    groups = allocation.groups(shapes_of(matrices))
+    by_name = {matrix.name: matrix for matrix in matrices}
+    for group in groups:
+        for name in group.names:
+            structure.check(by_name[name], group)
+    return groups
 
 
 def all_but(
