@@ -29,6 +29,7 @@ AT_ONCE = {
     "set": lambda: sparsebench.set_training(**_MOVES),
     "rigl": lambda: sparsebench.rigl(**_MOVES),
     "snfs": lambda: sparsebench.snfs(**_MOVES),
+    "snfs-own-momentum": lambda: sparsebench.snfs(**_MOVES, momentum=0.9),
 }
 METHODS = MASKED | AT_ONCE | STOCHASTIC
 

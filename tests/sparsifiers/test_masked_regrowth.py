@@ -1,6 +1,7 @@
 """Dynamic sparse training against naive NumPy loops, and what must hold around its updates."""
 
 import copy
+import functools
 import io
 import math
 
@@ -23,7 +24,7 @@ from sparsebench.training.config import resolve
 
 NAMES = ("convolution.weight", "hidden.weight", "head.weight")
 KINDS = ("set", "rigl", "snfs")
-METHODS = {"set": sparsebench.set_training, "rigl": sparsebench.rigl, "snfs": sparsebench.snfs}
+METHODS = {"set": sparsebench.set_training, "rigl": sparsebench.rigl, "snfs": functools.partial(sparsebench.snfs, momentum=0.9)}
 
 
 def method(kind, **changes):

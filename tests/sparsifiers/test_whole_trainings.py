@@ -74,7 +74,9 @@ def sparsifier_of(kind, plan):
     if kind == "one-shot":
         return sparsebench.one_shot_pruning(**common, step=plan["begin"])
     if kind == "snfs":
-        return sparsebench.snfs(**{k: v for k, v in common.items() if k != "structure"}, **times, **fraction, **seed)
+        return sparsebench.snfs(
+            **{k: v for k, v in common.items() if k != "structure"}, **times, **fraction, **seed, momentum=0.9
+        )
     return {"set": sparsebench.set_training, "rigl": sparsebench.rigl}[kind](**common, **times, **fraction, **seed)
 
 

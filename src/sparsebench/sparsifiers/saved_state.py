@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsebench.errors import SparsebenchError
 
-__all__ = ["check_saved_state", "describe"]
+__all__ = ["check_saved_state", "describe", "full_name"]
 
 
 def check_saved_state(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:
@@ -32,6 +32,12 @@ def check_saved_state(state: Mapping[str, Any], here: Mapping[str, Any]) -> None
 def describe(part: Any) -> dict[str, Any]:
     """A part of a method, a dataclass, as plain values: its type's name and its fields."""
     return {"kind": type(part).__name__} | dataclasses.asdict(part)
+
+
+def full_name(part: Any) -> str:
+    """The name of a function, with its module; of a callable object that of its type, which has one."""
+    named = part if hasattr(part, "__qualname__") else type(part)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _difference(saved: Any, here: Any, path: str) -> str | None:

@@ -14,10 +14,11 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.attachment import Attachment, Optimizers, refuse_wrapped
 from sparsebench.sparsifiers.distributed import several_processes, verify_same_masks
 from sparsebench.sparsifiers.masked.allocation import Allocation, Group
+from sparsebench.sparsifiers.masked.borrowed_momentum import BorrowedMomentum, movement_with
 from sparsebench.sparsifiers.masked.choice import choose_masks, scores_of
 from sparsebench.sparsifiers.masked.masked_weights import MaskedWeights
-from sparsebench.sparsifiers.masked.movement import Movement
-from sparsebench.sparsifiers.masked.optimizer_state import treats_weights_alone
+from sparsebench.sparsifiers.masked.movement import Movement, Mover
+from sparsebench.sparsifiers.masked.optimizer_state import kept_throughout, treats_weights_alone
 from sparsebench.sparsifiers.masked.placement import refuse_meta, refuse_unshardable
 from sparsebench.sparsifiers.masked.regrowth import Regrowth
 from sparsebench.sparsifiers.masked.saved_masks import read_masks, write_masks
@@ -27,7 +28,7 @@ from sparsebench.sparsifiers.masked.structures import Element, Structure, all_bu
 from sparsebench.sparsifiers.masked.trained_network import warn_of_random_masks
 from sparsebench.sparsifiers.named_weights import dropped_fraction, zero_dropped
 from sparsebench.sparsifiers.reminders import warn_of_unfinished
-from sparsebench.sparsifiers.saved_state import check_saved_state, describe
+from sparsebench.sparsifiers.saved_state import check_saved_state, describe, full_name
 from sparsebench.sparsifiers.selection import by_parameter, matrices_of, select_weights, shapes_of, warn_of_dense
 from sparsebench.sparsifiers.sparsifier import EvaluationPoint, LayerChoice
 
@@ -98,7 +99,7 @@ class MaskedSparsifier:
         self._as_bytes = False
         self._weights = MaskedWeights([], False, False)
         self._groups: list[Group] = []
-        self._movement: Movement | None = None
+        self._movement: Movement | BorrowedMomentum | None = None
         self._attachment: Attachment | None = None
         # Whether what an optimizer makes of the gradients of dropped weights stays with them.
         self._alone = False
@@ -148,7 +149,7 @@ class MaskedSparsifier:
         self._model = model
         self._step = self._busy_at = 0
         self._weights = MaskedWeights(matrices, self._policy == "returning", self._as_bytes)
-        self._movement = Movement(self._regrowth, self._structure, matrices, self._seed) if self._regrowth else None
+        self._movement = Movement(Mover(self._regrowth, self._structure, matrices, self._seed)) if self._regrowth else None
         if self._schedule.updates_at(0):
             refuse_meta(matrices)
             show_network(self._score, model)
@@ -173,11 +174,13 @@ class MaskedSparsifier:
             before=self._before_step,
             after=self._after_step,
             restore=self._weights.zero,
-            evaluated=self.mask_gradients,
+            evaluated=self._after_evaluation,
         )
         self._detach()
         self._attachment, self._alone = attachment, all(map(treats_weights_alone, attachment.optimizers))
         self._busy_at = 0
+        if self._movement is not None:
+            self._movement = movement_with(self._movement, attachment.optimizers)
         if several_processes() and self._step == 0 and self._schedule.updates_at(0) and not self._weights.spread:
             # Chosen before a wrapper made the weights the same everywhere; later ones are chosen from weights that are. Whole
             # here even where the weights are spread by now.
@@ -239,7 +242,9 @@ class MaskedSparsifier:
         `GradScaler.unscale_`. Before every step it is done where it matters: for optimizers that mix what they know of weights,
         and scores that read gradients.
         """
-        self._take_gradients()
+        if self._movement is not None:
+            self._movement.before_masking(self._weights.masks, self._step + 1, self._attachment)
+            self._busy_at = 0
         self._weights.mask_gradients()
 
     @torch.no_grad()
@@ -292,17 +297,23 @@ class MaskedSparsifier:
         self._step, self._busy_at = state["step"], 0
         self._weights.load(masks, asides or None)
 
-    def _take_gradients(self) -> None:
-        if self._movement is not None:
-            self._movement.take(self._weights.masks, self._step + 1, self._attachment)
-
     def _before_step(self) -> None:
         # What is here is paid for in every step, of small networks too, and by a processor that has just done something else.
         if self._alone and self._step + 1 < self._busy_at:
             return
-        self._take_gradients()
+        if self._movement is not None:
+            self._movement.before_step(self._weights.masks, self._step + 1, self._attachment)
+            if self._movement.leaves_gradients:
+                return
         if not self._alone or self._moves_at(self._step + 1):
             self._weights.mask_gradients()
+
+    def _after_evaluation(self) -> None:
+        """A closure was evaluated inside the step: what the optimizer sees next are its gradients."""
+        if self._movement is not None and self._movement.leaves_gradients:
+            self._before_step()
+        else:
+            self.mask_gradients()
 
     def _moves_at(self, step: int) -> bool:
         return self._schedule.updates_at(step) or (self._regrowth is not None and self._regrowth.updates_at(step))
@@ -316,14 +327,13 @@ class MaskedSparsifier:
             self._update()
         elif self._step % FINITE_EVERY == 0 and not self._weights.spread:  # there all processes would have to talk to each other
             self._weights.check_finite(self._step)
-        if self._movement is not None and (moved := self._movement.finish()):
-            masks = self._weights.masks
-            self._install([moved[position] if position in moved else mask.bool() for position, mask in enumerate(masks)])
+        if self._movement is not None and (moved := self._movement.finish(self._weights.masks, self._step, self._attachment)):
+            self._install(moved)
         self._busy_at = self._next_busy_step()
 
     def _next_busy_step(self) -> int:
         step = self._step + 1
-        if self._movement is None or self._movement.momentum is None:  # which takes in the gradients of every step
+        if self._movement is None or not self._movement.every_step:
             while step % FINITE_EVERY and not self._moves_at(step):
                 step += 1
         return step
@@ -340,10 +350,8 @@ class MaskedSparsifier:
         self._install([chosen[matrix.name] for matrix in self._weights.matrices])
 
     def _install(self, chosen: Sequence[torch.Tensor]) -> None:
-        self._weights.install(chosen, self._optimizers())
-
-    def _optimizers(self) -> Sequence[torch.optim.Optimizer]:
-        return self._attachment.optimizers if self._attachment else ()
+        optimizers = self._attachment.optimizers if self._attachment else ()
+        self._weights.install(chosen, optimizers, self._movement.remembered if self._movement else kept_throughout)
 
     def _choose(self, group: Group, positions: Sequence[int]) -> dict[str, torch.Tensor]:
         """Masks for the tensors that share a budget."""
@@ -369,11 +377,9 @@ class MaskedSparsifier:
 
     def _description(self) -> dict[str, Any]:
         """Plain values that say which method, model and schedule this is."""
-        # A score may be a callable object, whose type has a name.
-        score = self._score if hasattr(self._score, "__qualname__") else type(self._score)
         return {
             "method": "masked",
-            "score": f"{score.__module__}.{score.__qualname__}",
+            "score": full_name(self._score),
             "allocation": describe(self._allocation),
             "structure": describe(self._structure),
             "schedule": describe(self._schedule),

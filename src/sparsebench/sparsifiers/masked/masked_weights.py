@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsebench.sparsifiers.masked.masking import check_dropped_are_zero, mask_gradients, multiply, set_aside
 from sparsebench.sparsifiers.masked.masks import count_kept
-from sparsebench.sparsifiers.masked.optimizer_state import clean_optimizer_state
+from sparsebench.sparsifiers.masked.optimizer_state import clean_optimizer_state, kept_throughout
 from sparsebench.sparsifiers.masked.placement import agree, any_sharded, local, place, whole
 from sparsebench.sparsifiers.named_weights import check_finite
 from sparsebench.sparsifiers.selection import WeightMatrix, by_parameter, check_still_there
@@ -118,15 +118,20 @@ class MaskedWeights:
             torch._foreach_add_(self.weights(), self.aside)
 
     @torch.no_grad()
-    def install(self, chosen: Sequence[torch.Tensor], optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Go over to other masks, bool: zero what they drop, and let the optimizers forget what changed."""
+    def install(
+        self,
+        chosen: Sequence[torch.Tensor],
+        optimizers: Sequence[torch.optim.Optimizer],
+        remembered: Callable[[torch.Tensor, torch.Tensor], None] = kept_throughout,
+    ) -> None:
+        """Go over to other masks, bool: zero what they drop, and let the optimizers forget all but what is `remembered`."""
         # In place wherever the weights are as they were: new memory costs more than the arithmetic.
         self.place()
         # Bytes convert ten times faster than bools.
         news = [new.view(torch.uint8) for new in chosen]
         if optimizers:
             for mask, new in zip(self.masks, news, strict=True):
-                mask.mul_(new if mask.dtype == new.dtype else torch.empty_like(mask).copy_(new))
+                remembered(mask, new)
             stays = by_parameter(self.matrices, self.masks)
             parameters = {matrix.weight.name: matrix.weight.parameter for matrix in self.matrices}
             for optimizer in optimizers:

@@ -10,7 +10,7 @@ import torch
 from sparsebench.sparsifiers.masked.masking import multiply
 from sparsebench.sparsifiers.masked.placement import local
 
-__all__ = ["clean_optimizer_state", "treats_weights_alone"]
+__all__ = ["all_but_grown", "clean_optimizer_state", "kept_throughout", "treats_weights_alone"]
 
 # What these do to a weight depends on the gradient and the state of no other.
 EACH_ALONE = frozenset(
@@ -43,6 +43,21 @@ def treats_weights_alone(optimizer: torch.optim.Optimizer) -> bool:
         True
     """
     return type(optimizer) in EACH_ALONE
+
+
+def kept_throughout(mask: torch.Tensor, new: torch.Tensor) -> None:
+    """Turn a mask, in place, into one of the weights that are kept before and after a change of masks.
+
+    Args:
+        mask: The mask before: zeros and ones in the weight's dtype, or bytes.
+        new: The one after, bytes.
+    """
+    mask.mul_(new if mask.dtype == new.dtype else torch.empty_like(mask).copy_(new))
+
+
+def all_but_grown(mask: torch.Tensor, new: torch.Tensor) -> None:
+    """The same, into one of all weights but those that come back with a change of masks."""
+    mask.masked_fill_(new == 0, 1)
 
 
 def clean_optimizer_state(

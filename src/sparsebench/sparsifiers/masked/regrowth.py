@@ -65,6 +65,7 @@ class Regrowth:
         drop: What says which kept units to keep, highest first.
         shares: How what all layers dropped is shared among them, in proportion to these numbers; None: each grows what it lost.
         momentum: Coefficient of a dense average of the gradients that the scores are given, in [0, 1); None: there is none.
+        borrows_momentum: Whether the optimizer's own average stands for that one where it keeps one of every weight.
 
     Raises:
         SparsebenchError: A value is out of range.
@@ -77,6 +78,7 @@ class Regrowth:
     drop: Score = magnitude
     shares: Shares | None = None
     momentum: float | None = None
+    borrows_momentum: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.fraction, bool) or not isinstance(self.fraction, (int, float)) or not 0.0 <= self.fraction <= 1.0:
@@ -141,7 +143,8 @@ class Regrowth:
             field: None if value is None else getattr(value, "__qualname__", type(value).__qualname__)
             for field, value in named.items()
         }
-        return {"times": describe(self.times), "fraction": self.fraction, "momentum": self.momentum} | names
+        borrows = {"borrows_momentum": True} if self.borrows_momentum else {}
+        return {"times": describe(self.times), "fraction": self.fraction, "momentum": self.momentum} | borrows | names
 
     @staticmethod
     def _units(structure: Structure, score: Score, matrix: WeightMatrix, layer: LayerState, step: int) -> torch.Tensor:
