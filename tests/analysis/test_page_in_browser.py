@@ -195,7 +195,16 @@ def test_ids_are_sorted_as_text_whatever_digits_they_begin_with(browser, tmp_pat
     page.close()
 
 
-@pytest.mark.parametrize("path", [QUICKSTART, *COMMITTED], ids=lambda path: path.parent.name)
+def of_thousands(path: Path) -> bool:
+    """Whether a page is so full that a browser without a graphics processor takes half a minute for it."""
+    return path.parent.name.startswith("gale2019")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if of_thousands(path) else []) for path in [QUICKSTART, *COMMITTED]],
+    ids=lambda path: path.parent.name,
+)
 def test_pages_of_real_studies_work_offline(browser, path):
     if not path.exists():
         pytest.skip("THE QUICKSTART'S PAGE WAS NOT TRIED IN A BROWSER: make it with `make quickstart`, as .ci/run does")

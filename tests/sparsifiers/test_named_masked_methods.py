@@ -140,7 +140,7 @@ def test_numbers_of_batches_and_rounds_are_checked_before_anything_is_looked_at(
 
 def test_the_lot_falls_on_every_weight_alike():
     """Each weight, and each pair of neighbours, is kept as often as in draws without replacement."""
-    trials, units, kept = 2000, 20, 6
+    trials, units, kept = 800, 20, 6
     masks = np.empty((trials, units), dtype=bool)
     for seed in range(trials):
         model = torch.nn.Linear(5, 4)

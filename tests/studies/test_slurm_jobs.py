@@ -42,6 +42,7 @@ def test_debug_mode_trains_in_one_job_what_is_asked_for(tmp_path: Path, undistur
     assert weights(tmp_path) == undisturbed
 
 
+@pytest.mark.slow
 def test_runs_pause_and_go_on_to_the_same_bits(tmp_path: Path, undisturbed: dict[str, str]) -> None:
     pause_and_go_on(SlurmJobs(jobs=1, cluster="debug"), tmp_path, CONFIGS)
     assert weights(tmp_path) == undisturbed

@@ -47,6 +47,7 @@ def photographs(tmp_path: Path) -> Path:
     return tmp_path / "photographs"
 
 
+@pytest.mark.slow
 def test_two_processes_train_a_network_of_timm_as_one_does(photographs: Path, tmp_path: Path) -> None:
     launcher = [
         sys.executable,

@@ -93,6 +93,7 @@ def test_two_processes_train_the_network_of_one(alone: Path, tmp_path: Path) -> 
         assert torch.allclose(weight, second[name], atol=1e-5), name
 
 
+@pytest.mark.slow
 def test_interrupted_processes_go_on_exactly_with_noise_of_their_own(tmp_path: Path) -> None:
     whole, again = tmp_path / "whole", tmp_path / "again"
     for out in (whole, again):

@@ -107,7 +107,7 @@ def killed(tmp_path: Path, kills: int, seed: int, techniques: list[str]) -> dict
 
 
 def test_run_killed_at_random_moments_ends_with_the_same_bits(tmp_path: Path) -> None:
-    assert killed(tmp_path, 3, 1, FOUR_WITH_BOTH_POLICIES) == {technique: [] for technique in FOUR_WITH_BOTH_POLICIES}
+    assert killed(tmp_path, 2, 1, FOUR_WITH_BOTH_POLICIES) == {technique: [] for technique in FOUR_WITH_BOTH_POLICIES}
 
 
 def test_killed_translation_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,11 +122,11 @@ def test_killed_translation_ends_with_the_same_bits(tmp_path: Path, monkeypatch:
             lines = (f"{language} {number % 7} {language * (number % 3)} {number}\n" for number in range(count))
             (folder / f"{split}.{language}").write_text("".join(lines))
     workload = f"parallel:tiny@{folder}:en-de"
-    assert killed(tmp_path / "runs", 3, 1, [workload]) == {workload: []}
+    assert killed(tmp_path / "runs", 2, 1, [workload]) == {workload: []}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 6))
+@pytest.mark.parametrize("seed", [2, 3])
 def test_run_killed_many_times_ends_with_the_same_bits(tmp_path: Path, seed: int) -> None:
     assert killed(tmp_path, 12, seed, list(TECHNIQUES)) == {technique: [] for technique in TECHNIQUES}
 

@@ -44,7 +44,7 @@ class MaskedSparsifier:
     """A Sparsifier composed of a score, an allocation, a structure, a schedule and a policy.
 
     Parameters of the model stay ordinary parameters; nothing is added to its forward pass. Dropped weights are zero after
-    `prepare` and after every step, and inside closures; their gradients reach nothing.
+    `prepare` and after every step, and inside closures; their gradients reach no weight that is kept.
 
     Args:
         score: Which weights are worth keeping: a function from a LayerState to a tensor of scores, higher is kept.
