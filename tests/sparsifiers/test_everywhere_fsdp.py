@@ -164,56 +164,6 @@ def fully_sharded(rank):
     return results
 
 
-def both_parts(rank):
-    return sharded_training(rank), fully_sharded(rank)
-
-
-@pytest.fixture(scope="module")
-def under_fsdp(tmp_path_factory):
-    return in_processes(both_parts, tmp_path_factory.mktemp("fsdp"))
-
-
-def test_peers_row_12_sharded_training_equals_one_process(under_fsdp):
-    """Uniform and global thresholds, both policies: the gathered weights and masks are those of the engine in one process."""
-    for results, _ in under_fsdp:
-        for method in MASKED:
-            model, sparsifier, optimizer = start(method, momentum)
-            train(model, sparsifier, optimizer, range(9))
-            gathered, masks = results[method]
-            for name, mask in sparsifier.masks().items():
-                assert torch.equal(masks[name], mask), name
-                assert not bool((gathered[name][~mask] != 0).any())
-            other = copy.deepcopy(model)
-            other.load_state_dict(gathered)
-            assert_same_weights(other, model, rtol=1e-4, atol=1e-6)
-            # An ordinary network from the gathered state: its zeros are its masks.
-            assert sparsebench.freeze_masks(other).sparsity == pytest.approx(sparsifier.sparsity)
-
-
-@pytest.mark.parametrize("method", SHARDABLE)
-def test_peers_row_12_masked_methods_train_and_finalize_sharded_weights_as_whole_ones(method, under_fsdp):
-    model, one, optimizer = start(method, momentum)
-    train(model, one, optimizer, range(9))
-    final = dict(one.finalize().named_parameters())
-    for _, results in under_fsdp:
-        sparsity, weights, masks, state_is_taken_up = results[method]
-        assert state_is_taken_up
-        assert sparsity == pytest.approx(one.sparsity, abs=1e-12)
-        for name, mask in one.masks().items():
-            assert torch.equal(masks[name], mask), name
-            assert torch.equal(weights[name] != 0, mask), name
-        assert weights.keys() == final.keys()
-        for name, weight in weights.items():
-            torch.testing.assert_close(weight, final[name].detach(), rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize("method", SHARDABLE)
-def test_a_nan_in_one_process_stops_all(method, under_fsdp):
-    here, there = (results[f"{method}, NaN"] for _, results in under_fsdp)
-    assert "another process" in here
-    assert "'mixing.weight' holds a NaN" in there
-
-
 def refusals(rank):
     once = {"sparsity": 0.5, "begin": 0, "end": 0, "frequency": 1}
     messages = []
@@ -232,13 +182,6 @@ def refusals(rank):
     return messages
 
 
-def test_what_needs_more_than_rows_is_refused_by_name(tmp_path):
-    for messages in in_processes(refusals, tmp_path):
-        assert len(messages) == 3
-        assert "'0.in_proj_weight' is spread over processes (fully_shard), where packed projections" in messages[0]
-        assert all("structures and regrowth are not supported" in message for message in messages[1:])
-
-
 def differing(rank):
     torch.manual_seed(rank)  # what fully_shard makes of it is rank 0's rows of one network and rank 1's of another
     model = torch.nn.Sequential(torch.nn.Linear(8, 8))
@@ -252,14 +195,76 @@ def differing(rank):
     return None
 
 
-def test_peers_row_11_masks_chosen_before_sharding_are_compared(tmp_path):
-    for message in in_processes(differing, tmp_path):
+def everything(rank):
+    return {part: part_of(rank) for part, part_of in PARTS.items()}
+
+
+# In the same processes: to start them takes longer than any of it.
+PARTS = {"by hand": sharded_training, "whole": fully_sharded, "refusals": refusals, "differing": differing}
+
+
+@pytest.fixture(scope="module")
+def under_fsdp(tmp_path_factory):
+    return in_processes(everything, tmp_path_factory.mktemp("fsdp"))
+
+
+def test_peers_row_12_sharded_training_equals_one_process(under_fsdp):
+    """Uniform and global thresholds, both policies: the gathered weights and masks are those of the engine in one process."""
+    for found in under_fsdp:
+        for method in MASKED:
+            model, sparsifier, optimizer = start(method, momentum)
+            train(model, sparsifier, optimizer, range(9))
+            gathered, masks = found["by hand"][method]
+            for name, mask in sparsifier.masks().items():
+                assert torch.equal(masks[name], mask), name
+                assert not bool((gathered[name][~mask] != 0).any())
+            other = copy.deepcopy(model)
+            other.load_state_dict(gathered)
+            assert_same_weights(other, model, rtol=1e-4, atol=1e-6)
+            # An ordinary network from the gathered state: its zeros are its masks.
+            assert sparsebench.freeze_masks(other).sparsity == pytest.approx(sparsifier.sparsity)
+
+
+@pytest.mark.parametrize("method", SHARDABLE)
+def test_peers_row_12_masked_methods_train_and_finalize_sharded_weights_as_whole_ones(method, under_fsdp):
+    model, one, optimizer = start(method, momentum)
+    train(model, one, optimizer, range(9))
+    final = dict(one.finalize().named_parameters())
+    for found in under_fsdp:
+        sparsity, weights, masks, state_is_taken_up = found["whole"][method]
+        assert state_is_taken_up
+        assert sparsity == pytest.approx(one.sparsity, abs=1e-12)
+        for name, mask in one.masks().items():
+            assert torch.equal(masks[name], mask), name
+            assert torch.equal(weights[name] != 0, mask), name
+        assert weights.keys() == final.keys()
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, final[name].detach(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", SHARDABLE)
+def test_a_nan_in_one_process_stops_all(method, under_fsdp):
+    here, there = (found["whole"][f"{method}, NaN"] for found in under_fsdp)
+    assert "another process" in here
+    assert "'mixing.weight' holds a NaN" in there
+
+
+def test_what_needs_more_than_rows_is_refused_by_name(under_fsdp):
+    for messages in (found["refusals"] for found in under_fsdp):
+        assert len(messages) == 3
+        assert "'0.in_proj_weight' is spread over processes (fully_shard), where packed projections" in messages[0]
+        assert all("structures and regrowth are not supported" in message for message in messages[1:])
+
+
+def test_peers_row_11_masks_chosen_before_sharding_are_compared(under_fsdp):
+    for message in (found["differing"] for found in under_fsdp):
         assert message is not None
         assert message.startswith("process 1 has other masks of '0.weight' than process 0: prepare the same model")
 
 
 @pytest.mark.parametrize("method", STOCHASTIC)
 def test_peers_row_12_stochastic_methods_are_refused_on_sharded_weights(method, under_fsdp):
-    for _, results in under_fsdp:
-        assert isinstance(results[method], str), results[method]
-        assert "fully_shard" in results[method]
+    for found in under_fsdp:
+        message = found["whole"][method]
+        assert isinstance(message, str), message
+        assert "fully_shard" in message
