@@ -108,7 +108,7 @@ def arrays(model, read=lambda parameter: parameter.detach()):
     return {key: read(found[key]).numpy().copy() for key in NAMES}
 
 
-@pytest.mark.parametrize("clipping", ["none", "a norm without dropped weights", "in a closure"])
+@pytest.mark.parametrize("clipping", ["none", "by norm", "in a closure"])
 @pytest.mark.parametrize("name", MOMENTUM)
 def test_masks_and_momentum_equal_a_naive_loop_s(name, clipping):
     model, optimizer, sparsifier = prepared(name)
@@ -124,15 +124,10 @@ def test_masks_and_momentum_equal_a_naive_loop_s(name, clipping):
             optimizer.zero_grad()
             value = loss(model, step)
             value.backward()
-            gradients.update(arrays(model, lambda parameter: parameter.grad))
             if clipping != "none":
-                sparsifier.mask_gradients()
-                norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.parameters()))
-                nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-                factor = min(1.0, 0.1 / (norm + 1e-6))
-                clipped.append(factor < 1.0)
-                masks = oracle.masks
-                gradients.update({key: np.where(masks[key], gradients[key] * factor, gradients[key]) for key in NAMES})
+                norm = float(nn.utils.clip_grad_norm_(model.parameters(), 0.1))
+                clipped.append(norm > 0.1)
+            gradients.update(arrays(model, lambda parameter: parameter.grad))
             return value
 
         before = arrays(model)
@@ -204,7 +199,7 @@ def test_nothing_is_kept_beside_the_optimizer_s(name):
     sparsifier = run[2]
     assert isinstance(sparsifier._movement, BorrowedMomentum)
     assert "momentum" not in sparsifier.state_dict()
-    assert not [value for value in vars(sparsifier._movement).values() if isinstance(value, (list, torch.Tensor))]
+    assert list(vars(sparsifier._movement)) == ["mover"]
     # Between updates a step is left alone.
     assert sparsifier._busy_at == 16
 
@@ -241,10 +236,11 @@ def test_another_optimizer_changes_whose_momentum_it_is():
     sparsifier.attach(rprop)
     steps((model, rprop, sparsifier), range(3, 7))
     assert "momentum" in sparsifier.state_dict()
+    # What was begun goes on.
     adam = torch.optim.Adam(model.parameters(), lr=0.001)
     sparsifier.attach([adam])
     steps((model, adam, sparsifier), range(7, 20))
-    assert "momentum" not in sparsifier.state_dict()
+    assert "momentum" in sparsifier.state_dict()
     assert dropped_weights_are_zero(model, sparsifier)
 
 
@@ -272,23 +268,65 @@ def test_several_optimizers_lend_theirs_where_all_keep_one(kinds):
     assert all(not torch.equal(mask, first[key]) for key, mask in sparsifier.masks().items())
 
 
-def test_gradients_that_came_after_masking_are_the_ones_that_count():
-    # A step that was given up: its gradients were masked, and new ones came instead.
-    runs = [new_run("SGD"), new_run("SGD")]
-    for index, (model, optimizer, sparsifier) in enumerate(runs):
-        for step in range(12):
-            if index == 1:
-                optimizer.zero_grad()
-                loss(model, 100 + step).backward()
-                sparsifier.mask_gradients()
-                if step % 2:
-                    sparsifier.mask_gradients()  # once more changes nothing
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_a_loop_that_masks_gradients_has_a_momentum_of_the_method_s_own(name):
+    runs = [new_run(name), new_run(name, momentum=0.9)]
+    for model, optimizer, sparsifier in runs:
+        for step in range(20):
             optimizer.zero_grad()
             loss(model, step).backward()
-            if index == 1 and step % 3 == 0:
-                sparsifier.mask_gradients()
+            sparsifier.mask_gradients()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.1)
             optimizer.step()
-    assert same(everything(*runs[0]), everything(*runs[1]))
+    (model, optimizer, sparsifier), (other, _, own) = runs
+    assert same(model.state_dict(), other.state_dict())
+    assert same(sparsifier.state_dict()["momentum"], own.state_dict()["momentum"])
+    # It stays so, here and where the state is taken up.
+    sparsifier.attach(optimizer)
+    assert "momentum" in sparsifier.state_dict()
+    again = new_run(name)[2]
+    again.load_state_dict(sparsifier.state_dict())
+    assert same(again.state_dict()["momentum"], sparsifier.state_dict()["momentum"])
+
+
+def test_masking_that_begins_later_begins_a_momentum_at_zero():
+    model, optimizer, sparsifier = run = new_run("SGD", frequency=100, end=200)
+    steps(run, range(5))
+    average = 0.0
+    for step in range(5, 8):
+        optimizer.zero_grad()
+        loss(model, step).backward()
+        average = 0.9 * average + 0.1 * model.head.weight.grad.clone()
+        sparsifier.mask_gradients()
+        optimizer.step()
+    torch.testing.assert_close(sparsifier.state_dict()["momentum"]["head.weight"], average)
+
+
+def test_gradients_may_be_gone_after_the_step():
+    def cleared(optimizer, *_):
+        optimizer.zero_grad()
+
+    runs = []
+    for clears in (False, True):
+        model, optimizer, sparsifier = prepared("AdamW")
+        if clears:
+            optimizer.register_step_post_hook(cleared)
+        sparsifier.attach(optimizer)
+        steps((model, optimizer, sparsifier), range(20))
+        runs.append(everything(model, optimizer, sparsifier))
+    assert same(*runs)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda weight: torch.optim.Adam([weight], betas=(0.0, 0.999)),
+        lambda weight: torch.optim.SGD([weight], lr=0.1, momentum=0.9, dampening=1.0),
+        lambda weight: torch.optim.SGD([{"params": [weight], "momentum": 0.0}], lr=0.1, momentum=0.9),
+    ],
+)
+def test_what_averages_nothing_is_no_momentum(optimizer):
+    assert not averages_gradients(optimizer(torch.zeros(2, requires_grad=True)))
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -324,7 +362,6 @@ def test_packed_projections_of_attention_move_apart():
     for _ in range(12):
         optimizer.zero_grad()
         model(inputs, inputs, inputs)[0].square().sum().backward()
-        sparsifier.mask_gradients()
         optimizer.step()
         assert dropped_weights_are_zero(model, sparsifier)
     for name, mask in sparsifier.masks().items():
@@ -332,7 +369,7 @@ def test_packed_projections_of_attention_move_apart():
     assert isinstance(sparsifier._movement, BorrowedMomentum)
 
 
-@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("by_hand", ["never", "always", "later"])
 def test_sparse_gradients_of_an_embedding_count_as_dense_ones(by_hand):
     runs = []
     for sparse in (False, True):
@@ -343,16 +380,27 @@ def test_sparse_gradients_of_an_embedding_count_as_dense_ones(by_hand):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         sparsifier.attach(optimizer)
         words = torch.arange(11)
-        for _ in range(13):
+        for step in range(13):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(words), words).backward()
-            if by_hand:
+            if by_hand == "always" or (by_hand == "later" and step > 4):
                 sparsifier.mask_gradients()
             optimizer.step()
         runs.append([sparsifier.masks(), model.state_dict()])
     assert same(runs[0][0], runs[1][0])
     for name, value in runs[0][1].items():
         torch.testing.assert_close(value, runs[1][1][name])
+
+
+def test_blocks_move_as_wholes():
+    model, _, sparsifier = run = new_run("AdamW", structure="block:2x4", sparsity=0.5)
+    first = sparsifier.masks()
+    steps(run, range(20))
+    masks = sparsifier.masks()
+    hidden = masks["hidden.weight"].reshape(6, 2, 16, 4).sum(dim=(1, 3))
+    assert set(hidden.unique().tolist()) == {0, 8}
+    assert not torch.equal(masks["hidden.weight"], first["hidden.weight"])
+    assert dropped_weights_are_zero(model, sparsifier)
 
 
 def test_a_frozen_layer_keeps_its_mask():

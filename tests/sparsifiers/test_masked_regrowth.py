@@ -586,8 +586,11 @@ def test_what_regrowth_cannot_be_composed_with_is_refused():
         SparsebenchError, match=r"^schedule: regrowth keeps the sparsity; expected one_shot\(\), not updates until 9"
     ):
         composed(schedules.linear(0, 9, 3))
-    with pytest.raises(SparsebenchError, match=r"^structure: masks of an n:m pattern do not move"):
-        method("rigl", structure="2:4", sparsity=0.5, allocation="uniform")
+    for kind in KINDS:
+        with pytest.raises(SparsebenchError, match=r"^structure: masks of an n:m pattern do not move"):
+            method(kind, structure="2:4", sparsity=0.5, allocation="uniform")
+    with pytest.raises(SparsebenchError, match=r"^structure='channel': channels of different layers are not alike"):
+        method("snfs", structure="channel")
 
 
 @pytest.mark.parametrize("kind", ["static", *KINDS])

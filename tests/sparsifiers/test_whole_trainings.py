@@ -34,7 +34,9 @@ def trainings(draw, kind):
     structures = ["element", "block:2x2", "block:1x4", "channel"]
     if kind in ("magnitude", "random", "static", "one-shot"):
         structures.append("2:4")
-    structure = "element" if kind == "snfs" else draw(st.sampled_from(structures))
+    if kind == "snfs":
+        structures.remove("channel")  # not alike in different layers
+    structure = draw(st.sampled_from(structures))
     smallest = 1 if structure in ("element", "channel") else 4
     begin = draw(st.integers(0, 4))
     chosen = {
@@ -74,9 +76,7 @@ def sparsifier_of(kind, plan):
     if kind == "one-shot":
         return sparsebench.one_shot_pruning(**common, step=plan["begin"])
     if kind == "snfs":
-        return sparsebench.snfs(
-            **{k: v for k, v in common.items() if k != "structure"}, **times, **fraction, **seed, momentum=0.9
-        )
+        return sparsebench.snfs(**common, **times, **fraction, **seed, momentum=0.9)
     return {"set": sparsebench.set_training, "rigl": sparsebench.rigl}[kind](**common, **times, **fraction, **seed)
 
 

@@ -145,6 +145,7 @@ def snfs(
     drop_fraction: float = 0.3,
     momentum: float | None = None,
     allocation: str | Mapping[str, float] = "uniform",
+    structure: str | int = "element",
     layers: LayerChoice = None,
     seed: int = 0,
 ) -> MaskedSparsifier:
@@ -152,16 +153,16 @@ def snfs(
 
     As `rigl`, with two differences: the score is the momentum, an average of the gradients of all weights, and what all layers
     dropped together is shared among them in proportion to the mean absolute momentum of their kept weights, so that layers
-    change their sparsity while the whole keeps it. By its definition the method needs a dense momentum. As in the authors'
-    program it is the optimizer's, where that keeps one of every weight: SGD with momentum, Adam, AdamW, NAdam, RAdam and Adamax
-    do, and then see the gradients of dropped weights too; masks move after the step, and what an optimizer knows of a weight is
-    forgotten when it comes back, not when it is dropped. Nothing is stored for it, and a step costs what RigL's does; after
-    `mask_gradients()`, for a norm without dropped weights, there is a copy of the gradients until the step.
+    change their sparsity while the whole keeps it. By its definition the method needs a dense momentum. It is the optimizer's,
+    where that keeps one of every weight: SGD with momentum, Adam, AdamW, NAdam, RAdam and Adamax (their first moment) do, and
+    then see the gradients of dropped weights too. Masks move after the step, and what an optimizer knows of a weight is
+    forgotten when it comes back, not when it is dropped. Nothing is stored for it, and a step costs what RigL's does.
 
-    With another optimizer, or with a number for `momentum`, the method keeps its own, `m = momentum m + (1 - momentum) gradient`:
-    one more copy of the sparsified weights, updated at every step, and in saved states. For as long as a step may yet be undone
-    (with a closure, as Lightning has one, with several optimizers, a fused one under GradScaler, or gradients masked by hand)
-    there are two.
+    With another optimizer, with a number for `momentum`, or once `mask_gradients()` was called (Lightning's callback does),
+    after which the optimizer sees no gradients of dropped weights, the method keeps its own momentum, `m = momentum m +
+    (1 - momentum) gradient`, zero at first: one more copy of the sparsified weights, updated at every step, and in saved states.
+    For as long as a step may yet be undone (with a closure, with several optimizers, a fused one under GradScaler, or gradients
+    masked by hand) there are two.
 
     Args:
         sparsity: Fraction of the weights that are zero, in [0, 1], at every moment.
@@ -170,8 +171,9 @@ def snfs(
         frequency: Steps between updates, at least 1.
         drop_fraction: Fraction of a layer's kept weights that move at an update, in [0, 1], before annealing.
         momentum: Coefficient of an average of its own, in [0, 1); None: the optimizer's average, or one of its own with 0.9 where
-            the optimizer keeps none.
+            that has none of dropped weights.
         allocation: Of the first masks, as in `magnitude_pruning`.
+        structure: As in `magnitude_pruning`; no channels, which are not alike in different layers, and no n:m.
         layers: As in `magnitude_pruning`.
         seed: Seed of the first masks.
 
@@ -194,7 +196,7 @@ def snfs(
         momentum=0.9 if momentum is None else momentum,
         borrows_momentum=momentum is None,
     )
-    return _dynamic(sparsity, regrowth, allocation, "element", layers, seed)
+    return _dynamic(sparsity, regrowth, allocation, structure, layers, seed)
 
 
 def _dynamic(

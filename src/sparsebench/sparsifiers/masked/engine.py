@@ -14,7 +14,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.attachment import Attachment, Optimizers, refuse_wrapped
 from sparsebench.sparsifiers.distributed import several_processes, verify_same_masks
 from sparsebench.sparsifiers.masked.allocation import Allocation, Group
-from sparsebench.sparsifiers.masked.borrowed_momentum import BorrowedMomentum, movement_with
+from sparsebench.sparsifiers.masked.borrowed_momentum import BorrowedMomentum, movement_with, own_movement
 from sparsebench.sparsifiers.masked.choice import choose_masks, scores_of
 from sparsebench.sparsifiers.masked.masked_weights import MaskedWeights
 from sparsebench.sparsifiers.masked.movement import Movement, Mover
@@ -243,8 +243,9 @@ class MaskedSparsifier:
         and scores that read gradients.
         """
         if self._movement is not None:
-            self._movement.before_masking(self._weights.masks, self._step + 1, self._attachment)
-            self._busy_at = 0
+            # From here on the optimizer's momentum lacks dropped weights.
+            self._movement, self._busy_at = own_movement(self._movement), 0
+            self._movement.before_step(self._weights.masks, self._step + 1, self._attachment)
         self._weights.mask_gradients()
 
     @torch.no_grad()
@@ -293,6 +294,8 @@ class MaskedSparsifier:
         check_saved_state(state, self._description())
         masks, asides = read_masks(state, self._weights.matrices, self._policy == "returning")
         if self._movement is not None:
+            if "momentum" in state:
+                self._movement = own_movement(self._movement)
             self._movement.load_state_dict(state)
         self._step, self._busy_at = state["step"], 0
         self._weights.load(masks, asides or None)
@@ -301,18 +304,15 @@ class MaskedSparsifier:
         # What is here is paid for in every step, of small networks too, and by a processor that has just done something else.
         if self._alone and self._step + 1 < self._busy_at:
             return
+        if isinstance(self._movement, BorrowedMomentum):
+            return
         if self._movement is not None:
             self._movement.before_step(self._weights.masks, self._step + 1, self._attachment)
-            if self._movement.leaves_gradients:
-                return
         if not self._alone or self._moves_at(self._step + 1):
             self._weights.mask_gradients()
 
     def _after_evaluation(self) -> None:
-        """A closure was evaluated inside the step: what the optimizer sees next are its gradients."""
-        if self._movement is not None and self._movement.leaves_gradients:
-            self._before_step()
-        else:
+        if not isinstance(self._movement, BorrowedMomentum):
             self.mask_gradients()
 
     def _moves_at(self, step: int) -> bool:

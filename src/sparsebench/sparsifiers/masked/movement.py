@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -52,14 +52,15 @@ class Mover:
         masks: Sequence[torch.Tensor],
         gradients: Sequence[torch.Tensor | None],
         momenta: Sequence[torch.Tensor | None],
+        taking_part: Sequence[bool],
         step: int,
     ) -> list[torch.Tensor]:
-        """New masks, bool; weights without a gradient, which took no part in the step, keep theirs: nothing is known about them.
+        """New masks, bool; weights that took no part in the training keep theirs: nothing is known about them.
 
         Raises:
             SparsebenchError: What the scores are computed from is not finite.
         """
-        positions = [position for position, gradient in enumerate(gradients) if gradient is not None]
+        positions = [position for position, takes_part in enumerate(taking_part) if takes_part]
         for position in positions:
             _check_finite(self.weights[position].name, momenta[position])
         layers = [
@@ -90,11 +91,9 @@ class Movement:
     Attributes:
         mover: The same.
         every_step: Whether something is to be done in every step.
-        leaves_gradients: False: the optimizer need not see the gradients of dropped weights.
         remembered: What optimizers remember when masks move.
     """
 
-    leaves_gradients: Final = False
     remembered = staticmethod(kept_throughout)
 
     def __init__(self, mover: Mover) -> None:
@@ -136,12 +135,12 @@ class Movement:
                 lerp = torch.Tensor.lerp_ if attachment is not None and attachment.certain else torch.lerp
                 self._next_momentum = self._averaged(lerp, gradients, 1.0 - regrowth.momentum, scale)
             if regrowth.updates_at(step):
-                self._chosen = self.mover.choose(masks, gradients, self._next_momentum or [None for _ in gradients], step)
+                momenta: Sequence[torch.Tensor | None] = self._next_momentum or [None for _ in gradients]
+                taking_part = [gradient is not None for gradient in gradients]
+                self._chosen = self.mover.choose(masks, gradients, momenta, taking_part, step)
         except SparsebenchError as problem:
             # The step may yet be skipped, for that very reason.
             self._next_momentum, self._chosen, self._problem = None, None, problem
-
-    before_masking = before_step
 
     def finish(self, masks: Sequence[torch.Tensor], step: int, attachment: Attachment | None) -> list[torch.Tensor] | None:
         """The step is completed: its momentum holds; the masks after it, bool, where they move with it.

@@ -18,7 +18,7 @@ from sparsebench.errors import SparsebenchError
 from sparsebench.sparsifiers.masked.choice import best_units, checked_score, kept_units
 from sparsebench.sparsifiers.masked.schedules import Schedule
 from sparsebench.sparsifiers.masked.scores import LayerState, Score, magnitude, random
-from sparsebench.sparsifiers.masked.structures import Element, NOfM, Structure
+from sparsebench.sparsifiers.masked.structures import Channel, NOfM, Structure
 from sparsebench.sparsifiers.saved_state import describe
 from sparsebench.sparsifiers.selection import WeightMatrix
 
@@ -100,8 +100,10 @@ class Regrowth:
             )
         if isinstance(structure, NOfM):
             raise SparsebenchError("structure: masks of an n:m pattern do not move; expected elements, blocks or channels")
-        if self.shares is not None and not isinstance(structure, Element):
-            raise SparsebenchError("structure: units of different layers are not alike; sharing among layers expects elements")
+        if self.shares is not None and isinstance(structure, Channel):
+            raise SparsebenchError(
+                "structure='channel': channels of different layers are not alike; sharing expects elements or blocks"
+            )
 
     def updates_at(self, step: int) -> bool:
         """Whether masks move with the optimizer step that completes `step` steps."""
