@@ -28,6 +28,11 @@ def highest(scores, keep):
     return [part.reshape(score.shape) for part, score in zip(parts, scores, strict=True)]
 
 
+def best(score, allowed, count):
+    """The `count` allowed places of highest score; of equal ones the first."""
+    return highest([np.where(allowed, score.astype(np.float64), -np.inf)], count)[0] & allowed
+
+
 def erdos_renyi_kernel(shapes, sparsity):
     """Sparsity by name: density scale * sum(shape) / prod(shape), one layer after the other made dense where that exceeds 1."""
     dense = []

@@ -1,5 +1,6 @@
 """Small models and training loops for the tests of the masked engine."""
 
+import copy
 import inspect
 
 import torch
@@ -87,6 +88,22 @@ def pruned(steps=12, model=None, **changes):
     sparsifier.attach(optimizer)
     train(model, optimizer, range(steps))
     return model, optimizer, sparsifier
+
+
+def everything(*parts):
+    """Copies of the states of a model, an optimizer, a sparsifier."""
+    return copy.deepcopy([part.state_dict() for part in parts])
+
+
+def same(first, second):
+    """Whether two states are equal, bit for bit."""
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return list(first) == list(second) and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
 
 
 def dropped_weights_are_zero(model, sparsifier):

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from masked_oracle import highest
-from masked_toys import LanguageModel, batch, classifier, dropped_weights_are_zero, loss_of, train
+from masked_oracle import best
+from masked_toys import LanguageModel, batch, classifier, dropped_weights_are_zero, everything, loss_of, same, train
 from torch import nn
 from training_oracle import largest_remainders
 
@@ -67,10 +67,6 @@ def loss(model, step):
 def held(optimizer, parameter):
     state = optimizer.state[parameter]
     return state["momentum_buffer" if "momentum_buffer" in state else "exp_avg"]
-
-
-def best(score, allowed, count):
-    return highest([np.where(allowed, score, -np.inf)], count)[0] & allowed
 
 
 class Oracle:
@@ -146,18 +142,6 @@ def test_masks_and_momentum_equal_a_naive_loop_s(name, clipping):
             np.testing.assert_allclose(held(optimizer, found[key]).numpy(), oracle.momentum[key], rtol=1e-9, atol=1e-14)
     assert oracle.moved > 20
     assert clipping == "none" or sum(clipped) > 20
-
-
-def everything(model, optimizer, sparsifier):
-    return copy.deepcopy([model.state_dict(), optimizer.state_dict(), sparsifier.state_dict()])
-
-
-def same(first, second):
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    return torch.equal(first, second) if isinstance(first, torch.Tensor) else first == second
 
 
 def steps(run, numbers):

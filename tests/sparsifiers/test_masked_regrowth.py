@@ -10,8 +10,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from masked_oracle import dropped_count, erdos_renyi_kernel, highest
-from masked_toys import LanguageModel, batch, case_name, classifier, dropped_weights_are_zero, loss_of, optimizer_cases, train
+from masked_oracle import best, dropped_count, erdos_renyi_kernel
+from masked_toys import (
+    LanguageModel,
+    batch,
+    case_name,
+    classifier,
+    dropped_weights_are_zero,
+    everything,
+    loss_of,
+    optimizer_cases,
+    same,
+    train,
+)
 from torch import nn
 
 import sparsebench
@@ -29,11 +40,6 @@ METHODS = {"set": sparsebench.set_training, "rigl": sparsebench.rigl, "snfs": fu
 
 def method(kind, **changes):
     return METHODS[kind](**{"sparsity": 0.8, "begin": 0, "end": 16, "frequency": 4} | changes)
-
-
-def best(score, allowed, count):
-    """The `count` allowed places of highest score; of equal ones the first."""
-    return highest([np.where(allowed, score.astype(np.float64), -np.inf)], count)[0] & allowed
 
 
 def parts_of(total, shares, room):
@@ -220,20 +226,6 @@ def test_grown_weights_have_the_state_of_a_fresh_optimizer_whatever_it_is(case):
                     assert bool((value[new] == torch.tensor(begin, dtype=value.dtype)).all()), entry
         assert dropped_weights_are_zero(model, sparsifier)
     assert grown > 5
-
-
-def everything(*parts):
-    return copy.deepcopy([part.state_dict() for part in parts])
-
-
-def same(first, second):
-    if isinstance(first, torch.Tensor):
-        return first.dtype == second.dtype and torch.equal(first, second)
-    if isinstance(first, dict):
-        return list(first) == list(second) and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
 
 
 OPTIMIZERS = {

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from masked_toys import same
 from torch import nn
 from training_oracle import Optimizer, SparseTraining
 
@@ -155,17 +156,6 @@ def trained_like_the_oracle(kind, chosen, plan):
     for step in range(resume, chosen["steps"]):
         again.step(*batch(chosen, step))
     assert same(found.states(), again.states())
-
-
-def same(first, second):
-    """Whether two states are equal, bit for bit."""
-    if isinstance(first, torch.Tensor):
-        return first.dtype == second.dtype and torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    if isinstance(first, (list, tuple)):
-        return len(first) == len(second) and all(map(same, first, second))
-    return first == second
 
 
 @pytest.mark.parametrize("kind", ["magnitude", "random", "static", "one-shot", "set", "rigl", "snfs"])

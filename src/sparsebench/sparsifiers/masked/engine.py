@@ -242,9 +242,10 @@ class MaskedSparsifier:
         `GradScaler.unscale_`. Before every step it is done where it matters: for optimizers that mix what they know of weights,
         and scores that read gradients.
         """
-        if self._movement is not None:
+        if isinstance(self._movement, BorrowedMomentum):
             # From here on the optimizer's momentum lacks dropped weights.
             self._movement, self._busy_at = own_movement(self._movement), 0
+        if self._movement is not None:
             self._movement.before_step(self._weights.masks, self._step + 1, self._attachment)
         self._weights.mask_gradients()
 

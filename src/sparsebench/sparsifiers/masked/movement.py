@@ -40,13 +40,6 @@ class Mover:
         """The gradients that are there now, dense ones."""
         return [dense(matrix.gradient) for matrix in self.weights]
 
-    def are_masked(self, masks: Sequence[torch.Tensor]) -> bool:
-        """Whether the gradients of all dropped weights are zero."""
-        for gradient, mask in zip(self.gradients(), masks, strict=True):
-            if gradient is not None and bool(gradient.masked_fill(mask.bool(), 0.0).any()):
-                return False
-        return True
-
     def choose(
         self,
         masks: Sequence[torch.Tensor],
@@ -123,7 +116,7 @@ class Movement:
         regrowth = self.mover.regrowth
         if not self.every_step and not regrowth.updates_at(step):
             return
-        if self._taken and self._problem is None and self.mover.are_masked(masks):
+        if self._taken and self._problem is None and self._are_masked(masks):
             return
         self.forget()
         self._taken = True
@@ -210,6 +203,12 @@ class Movement:
                 old = lerp(old, unscaled.to(old.dtype), weight)
             new.append(old)
         return new
+
+    def _are_masked(self, masks: Sequence[torch.Tensor]) -> bool:
+        for gradient, mask in zip(self.mover.gradients(), masks, strict=True):
+            if gradient is not None and bool(gradient.masked_fill(mask.bool(), 0.0).any()):
+                return False
+        return True
 
 
 def dense(tensor: torch.Tensor | None) -> torch.Tensor | None:
