@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsebench import SparsebenchError, l0_regularization, variational_dropout
+from sparsebench.sparsifiers.stochastic.l0 import evaluation_gate
 
 METHODS = {"log_sigma2": variational_dropout, "log_alpha": l0_regularization}
 both = pytest.mark.parametrize(("auxiliary", "method"), METHODS.items())
@@ -413,3 +414,24 @@ def test_peers_row_22_irrelevant_inputs_are_pruned_and_relevant_ones_kept(auxili
     model = sparsifier.finalize()
     assert int((model[0].weight == 0).sum()) >= 7
     assert float((model(values)[:, 0] - targets).detach().square().mean()) == inside
+
+
+def steps_to_close(momentum, penalty, rate):
+    """Steps until half of the gates of a layer that the loss does not depend on are 0."""
+    model = nn.Linear(10, 10)
+    sparsifier = l0_regularization(penalty=penalty)
+    sparsifier.prepare(model)
+    optimizer = torch.optim.SGD(sparsifier.parameter_groups(lr=0.1, auxiliary_lr_scale=rate / 0.1), lr=0.1, momentum=momentum)
+    sparsifier.attach(optimizer)
+    steps = 0
+    while evaluation_gate(model.log_alpha.detach()).median() > 0:
+        optimizer.zero_grad()
+        (0.0 * model(torch.ones(1, 10)).sum() + sparsifier.penalty()).backward()
+        optimizer.step()
+        steps += 1
+    return steps
+
+
+@pytest.mark.parametrize(("momentum", "penalty", "rate"), [(0.0, 0.1, 2.0), (0.9, 1e-3, 4.0)])
+def test_the_penalty_alone_closes_a_gate_in_the_documented_number_of_steps(momentum, penalty, rate):
+    assert steps_to_close(momentum, penalty, rate) == pytest.approx(55 * (1 - momentum) / (penalty * rate), rel=0.05)
