@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sparsebench import SparsebenchError, l0_regularization, variational_dropout
-from sparsebench.sparsifiers.stochastic.l0 import evaluation_gate
 
 METHODS = {"log_sigma2": variational_dropout, "log_alpha": l0_regularization}
 both = pytest.mark.parametrize(("auxiliary", "method"), METHODS.items())
@@ -27,11 +26,11 @@ class Branches(nn.Module):
         return sum(getattr(self, name)(values) for name in self.use)
 
 
-def prepared(method, model=None, lr=0.05, **arguments):
+def prepared(method, model=None, lr=0.05, momentum=0.0, **arguments):
     model = Branches() if model is None else model
     sparsifier = method(**({"penalty": 1e-3} | arguments))
     sparsifier.prepare(model)
-    optimizer = torch.optim.SGD(sparsifier.parameter_groups(lr=lr))
+    optimizer = torch.optim.SGD(sparsifier.parameter_groups(lr=lr), momentum=momentum)
     sparsifier.attach(optimizer)
     return model, sparsifier, optimizer
 
@@ -417,16 +416,13 @@ def test_peers_row_22_irrelevant_inputs_are_pruned_and_relevant_ones_kept(auxili
 
 
 def steps_to_close(momentum, penalty, rate):
-    """Steps until half of the gates of a layer that the loss does not depend on are 0."""
-    model = nn.Linear(10, 10)
-    sparsifier = l0_regularization(penalty=penalty)
-    sparsifier.prepare(model)
-    optimizer = torch.optim.SGD(sparsifier.parameter_groups(lr=0.1, auxiliary_lr_scale=rate / 0.1), lr=0.1, momentum=momentum)
-    sparsifier.attach(optimizer)
+    """Steps until half of the gates of a layer that sees zeros alone, so that the loss holds none open, are 0."""
+    model = nn.Linear(10, 10, bias=False)
+    model, sparsifier, optimizer = prepared(l0_regularization, model, lr=rate, momentum=momentum, penalty=penalty)
     steps = 0
-    while evaluation_gate(model.log_alpha.detach()).median() > 0:
+    while sparsifier.sparsity < 0.5:
         optimizer.zero_grad()
-        (0.0 * model(torch.ones(1, 10)).sum() + sparsifier.penalty()).backward()
+        backward(model, sparsifier, torch.zeros(1, 10))
         optimizer.step()
         steps += 1
     return steps

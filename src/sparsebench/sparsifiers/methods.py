@@ -272,8 +272,9 @@ def l0_regularization(
     """L0 regularization by hard-concrete gates (Louizos et al. 2018, arXiv 1712.01312), with the ramps of Gale et al. (2019).
 
     Stochastic gradient descent needs a high rate of the gates' own (`parameter_groups(auxiliary_lr_scale=...)`): at the full
-    penalty a gate that the loss does not hold open is 0 after about 55 * (1 - momentum) / (penalty * rate of the gates) steps
-    from 2.197: these must be fewer than those before the rate falls. Adam's steps do not depend on the gradient's size.
+    penalty a gate that begins at 2.197 and that the loss does not hold open closes in about
+    55 * (1 - momentum) / (penalty * rate of the gates) steps, which must be fewer than those before the rate falls. Adam's steps
+    do not depend on the gradient's size.
 
     Args:
         penalty: What multiplies the expected number of open gates once the ramp is done.
